@@ -31,7 +31,7 @@ class ViewPolicy:
     The defaults only normalise. All probabilities are in [0, 1].
 
     Attributes:
-        size: height and width of the view in pixels.
+        size: height and width of the view in pixels; None keeps the image's.
         mean, std: per channel, in units of [0, 1]; their length is the number of channels (1 or 3).
         crop: smallest and largest area of the random resized crop, as a share of the image.
         ratio: smallest and largest aspect ratio (width / height) of the crop, drawn log-uniformly.
@@ -45,7 +45,7 @@ class ViewPolicy:
         solarise_p, solarise_threshold: probability and threshold in [0, 1]; values at or above it are inverted.
     """
 
-    size: int = 28
+    size: int | None = None
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop: tuple[float, float] = (1.0, 1.0)
@@ -71,14 +71,16 @@ class ViewPolicy:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1]")
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise InputError(f"crop is {self.crop}, expected 0 < smallest <= largest <= 1 (shares of the area)")
+            raise InputError(
+                f"crop is {self.crop}, expected 0 < smallest <= largest <= 1 (shares of the area)"
+            )
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise InputError(f"ratio is {self.ratio}, expected 0 < smallest <= largest")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise InputError(f"blur_sigma is {self.blur_sigma}, expected 0 < smallest <= largest")
         if not 0 <= self.hue <= 0.5:
             raise InputError(f"hue is {self.hue}, expected turns in [0, 0.5]")
-        if self.size < 4:
+        if self.size is not None and self.size < 4:
             raise InputError(f"size is {self.size}, expected at least 4 pixels")
 
     @property
@@ -88,7 +90,11 @@ class ViewPolicy:
     @property
     def resamples(self) -> bool:
         """Whether any geometry is drawn."""
-        return self.crop != (1.0, 1.0) or self.ratio != (1.0, 1.0) or any((self.hflip, self.vflip, self.rotation))
+        return (
+            self.crop != (1.0, 1.0)
+            or self.ratio != (1.0, 1.0)
+            or any((self.hflip, self.vflip, self.rotation))
+        )
 
     @property
     def recolours(self) -> bool:
@@ -112,7 +118,7 @@ class ViewParams:
         solarise: ``(B,)`` ``float32`` threshold in [0, 1]; ``NO_SOLARISE`` changes nothing.
     """
 
-    size: int
+    size: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     affine: Tensor | None = None
@@ -159,7 +165,9 @@ def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key) -> ViewPar
         params = replace(params, colour=_colour(policy, u[7:13]))
     if policy.blur_p > 0:
         low, high = policy.blur_sigma
-        params = replace(params, sigma=torch.where(u[13] < policy.blur_p, low + (high - low) * u[14], NO_BLUR))
+        params = replace(
+            params, sigma=torch.where(u[13] < policy.blur_p, low + (high - low) * u[14], NO_BLUR)
+        )
     if policy.solarise_p > 0:
         threshold = torch.where(u[15] < policy.solarise_p, policy.solarise_threshold, NO_SOLARISE)
         params = replace(params, solarise=threshold)

@@ -1,0 +1,76 @@
+"""MIMV: multi-image, multi-view pairs against a moving-average target (arXiv 2509.08469).
+
+On the recipe `mimv` this is the published method; on the ``amimv-*`` recipes it is AMIMV (arXiv 2604.01947) in this
+project's readings. The online network sees side a and the target side b, one way; local sides go to the online
+network too, each against the same target.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.distributed import gather_rows
+from amimv.models.heads import build_mlp
+from amimv.models.losses import mimv_loss
+from amimv.models.methods.encoder import Embed, Encoder, Sides, embed_sides
+from amimv.models.teacher import copy_teacher, update_teacher
+
+
+@dataclass(frozen=True)
+class MimvSettings:
+    temperature: float = 0.3
+    """of the cosine similarities"""
+    momentum: float = 0.9
+    """of the moving-average target, constant"""
+    self_term: str = "once"
+    """how a row's similarity with itself is left out: once, or published (twice, as the published code does)"""
+    high: float | None = 0.9
+    """similarities above are eliminated; none: kept"""
+    low: float | None = -0.9
+    """similarities below are eliminated; none: kept"""
+    near_zero: float | None = 0.1
+    """similarities this near to 0 are eliminated; none: kept"""
+    projector_hidden: int = 0
+    """width of the projector's two hidden layers; 0: that of the features"""
+    projector_out: int = 0
+    """width of the embedding; 0: a quarter of the features'"""
+
+
+class Mimv(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: MimvSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        width = int(backbone.num_features)
+        hidden = settings.projector_hidden or width
+        self.online = Encoder(
+            backbone, build_mlp((width, hidden, hidden, settings.projector_out or width // 4))
+        )
+        self.teacher = copy_teacher(self.online)
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """The target moves just before each optimiser step's forward pass."""
+        update_teacher(self.teacher, self.online, self.settings.momentum)
+
+    def loss(self, online: Embed, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+        side_a, side_b, *local = sides
+        embeddings = [gather_rows(z) for z in embed_sides(online, [side_a, *local])]
+        with torch.no_grad():
+            (target,) = (gather_rows(z) for z in embed_sides(self.teacher, [side_b]))
+        ids = None if ids is None else gather_rows(ids)
+        s = self.settings
+        losses = [
+            mimv_loss(
+                z,
+                target,
+                temperature=s.temperature,
+                self_term=s.self_term,
+                high=s.high,
+                low=s.low,
+                near_zero=s.near_zero,
+                ids=ids,
+            )
+            for z in embeddings
+        ]
+        return torch.stack(losses).mean(), embeddings[0]

@@ -1,0 +1,43 @@
+"""SimCLR: a simple framework for contrastive learning of visual representations (Chen et al. 2020, arXiv 2002.05709).
+
+Sides a and b are each other's positives; a local side is a positive of both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.distributed import gather_rows
+from amimv.models.heads import build_mlp
+from amimv.models.losses import nt_xent
+from amimv.models.methods.encoder import Embed, Encoder, Sides, embed_sides
+
+
+@dataclass(frozen=True)
+class SimclrSettings:
+    temperature: float = 0.2
+    """of the cosine similarities"""
+    projector_hidden: int = 2048
+    """width of the projector's hidden layer"""
+    projector_out: int = 256
+    """width of the embedding"""
+
+
+class Simclr(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: SimclrSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        widths = (int(backbone.num_features), settings.projector_hidden, settings.projector_out)
+        self.online = Encoder(backbone, build_mlp(widths, norm=False, last_norm=False))
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Nothing moves but the weights."""
+
+    def loss(self, online: Embed, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+        za, zb, *local = (gather_rows(z) for z in embed_sides(online, sides))
+        ids = None if ids is None else gather_rows(ids)
+        pairs = [(za, zb), *((z, other) for z in local for other in (za, zb))]
+        losses = [nt_xent(a, b, temperature=self.settings.temperature, ids=ids) for a, b in pairs]
+        return torch.stack(losses).mean(), za

@@ -1,0 +1,231 @@
+"""From an image store to batches of pairs: sampler -> partner -> draw view parameters -> render, on one device."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amimv import InputError
+from amimv.pipelines.params import ViewParams, draw_view_params
+from amimv.pipelines.recipes import Recipe, View
+from amimv.pipelines.rng import Key, Stream
+from amimv.pipelines.samplers import (
+    LABEL_SAMPLERS,
+    Groups,
+    build_groups,
+    check_sampler,
+    draw_anchors,
+    draw_partners,
+    group_weights,
+)
+from amimv.pipelines.stores import ImageStore
+
+BACKENDS = ("kornia", "dali")
+
+logger = logging.getLogger("amimv")
+
+
+class PairBatch(NamedTuple):
+    """One batch of pairs, on the device.
+
+    Attributes:
+        sides: per side its views, each ``(B, C, size, size)``, normalised; sides a and b, then local sides.
+        indices: ``(slots, B)`` ``int64``, the images of each pair: row 0 the anchors, then partners.
+        labels: ``(slots, B)`` ``int64``, or ``(slots, B, L)`` multi-hot.
+    """
+
+    sides: tuple[tuple[Tensor, ...], ...]
+    indices: Tensor
+    labels: Tensor
+
+
+def render(
+    images: Tensor, params: ViewParams, backend: str = "kornia", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Render one view: a pure function of images and parameters, the same in both backends.
+
+    Args:
+        images: ``(B, H, W, C)`` ``uint8``, on any device.
+        params: from `draw_view_params`; on the images' device for `kornia`, on the host for `dali`.
+        backend: ``kornia`` or ``dali``.
+        dtype: of the result.
+
+    Returns:
+        ``(B, C, size, size)``, normalised by the parameters' mean and std.
+    """
+    if backend == "kornia":
+        from amimv.pipelines.kornia_backend import render_kornia
+
+        return render_kornia(images, params, dtype)
+    if backend == "dali":
+        from amimv.pipelines.dali_backend import render_dali
+
+        return render_dali(images, params, dtype)
+    raise InputError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
+
+
+class PairLoader:
+    """Batches of pairs of a store, by a recipe.
+
+    Everything random is a function of (seed, epoch, step, place in the global batch): any number of processes sees
+    the same global batches, and a resumed loader goes on with the batches that it would have given.
+
+    Args:
+        store: the images; `ImageStore.device` is where batches are made.
+        recipe: from `get_recipe`; it takes on the store's mean and std.
+        batch_size: global: over all processes and micro-batches.
+        sampler: how anchors are drawn, one of `SAMPLERS`. All but `uniform` and `cluster-balanced` read labels.
+        partner: how partners are drawn, likewise.
+        backend: ``kornia`` or ``dali``.
+        seed: of everything drawn here.
+        epochs: length of the training, which `progressive` needs.
+        beta: of `effective-number`.
+        rank, world_size: this process's slice of the global batch.
+        micro_batches: each step is handed out in so many parts, for gradient accumulation.
+        dtype: of the views.
+
+    Raises:
+        InputError: for an unknown name, a batch larger than the store or not divisible, a class without images under
+            a label-reading sampler, or a store too small for the recipe.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        recipe: Recipe,
+        batch_size: int,
+        sampler: str = "uniform",
+        partner: str = "uniform",
+        backend: str = "kornia",
+        seed: int = 0,
+        *,
+        epochs: int = 1,
+        beta: float = 0.999,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batches: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check_sampler(sampler)
+        check_sampler(partner)
+        if backend not in BACKENDS:
+            raise InputError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
+        if not 1 <= batch_size <= len(store):
+            raise InputError(
+                f"batch size is {batch_size} but the data set has {len(store)} images: "
+                f"give a batch size from 1 to {len(store)}"
+            )
+        if batch_size % (world_size * micro_batches):
+            raise InputError(
+                f"batch size {batch_size} does not divide by {world_size} processes x {micro_batches} micro-batches"
+            )
+        if recipe.slots > len(store):
+            raise InputError(f"a pair needs {recipe.slots} distinct images but the data set has {len(store)}")
+        for view in recipe.views:
+            if (view.policy.size or 0) > store.size:
+                raise InputError(
+                    f"view {view.label} of {view.policy.size} pixels is larger than the images of {store.size}: "
+                    "give a smaller view size, or load the data at a larger size"
+                )
+        self.store = store
+        self.recipe = recipe.with_statistics(store.mean, store.std)
+        self.batch_size = batch_size
+        self.sampler, self.partner, self.backend = sampler, partner, backend
+        self.seed, self.epochs, self.beta = seed, epochs, beta
+        self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
+        self.dtype = dtype
+        self.steps_per_epoch = len(store) // batch_size
+        self.clusters: Tensor | None = None
+        self._position = (0, 0)
+        self._everything = build_groups(torch.zeros(len(store), dtype=torch.int64, device=store.device), 1)
+        self._by_label = self._label_groups() if {sampler, partner} & set(LABEL_SAMPLERS) else None
+        self._by_cluster: Groups | None = None
+        dropped = len(store) - self.steps_per_epoch * batch_size
+        if dropped:
+            logger.info("each epoch leaves out %d of %d images, a last incomplete batch", dropped, len(store))
+
+    def _label_groups(self) -> Groups:
+        logger.info("sampling reads labels (anchors %s, partners %s)", self.sampler, self.partner)
+        groups = build_groups(self.store.labels, self.store.n_classes)
+        if 0 in groups.sizes:
+            empty = groups.sizes.index(0)
+            raise InputError(
+                f"class {empty} ({self.store.class_names[empty]}) of {self.store.name} has no image, which a "
+                "label-reading sampler needs: use the uniform sampler or a subset that keeps every class"
+            )
+        return groups
+
+    def set_clusters(self, assignments: Tensor) -> None:
+        """Give `cluster-balanced` its clusters; until then it samples uniformly.
+
+        Args:
+            assignments: ``(N,)`` ``int64``, from 0; takes effect with the next epoch that is begun.
+        """
+        if assignments.shape != (len(self.store),):
+            raise InputError(
+                f"cluster assignments have shape {tuple(assignments.shape)}, expected ({len(self.store)},)"
+            )
+        self.clusters = assignments.to(self.store.device)
+        self._by_cluster = build_groups(self.clusters, int(self.clusters.max()) + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and step to go on from (of the batches handed out), and the clusters."""
+        epoch, step = self._position
+        return {"epoch": epoch, "step": step, "clusters": self.clusters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._position = (state["epoch"], state["step"])
+        if state["clusters"] is not None:
+            self.set_clusters(state["clusters"])
+
+    def _sampled(self, sampler: str, epoch: int) -> tuple[Groups, list[float]]:
+        groups = self._everything
+        if sampler in LABEL_SAMPLERS and self._by_label is not None:
+            groups = self._by_label
+        elif sampler == "cluster-balanced" and self._by_cluster is not None:
+            groups = self._by_cluster
+        progress = epoch / max(1, self.epochs - 1)
+        return groups, group_weights(groups.sizes, sampler, beta=self.beta, progress=min(1.0, progress))
+
+    def epoch_indices(self, epoch: int) -> Tensor:
+        """The global batches of an epoch, ``(slots, steps, batch_size)`` ``int64``, on the device."""
+        anchors = draw_anchors(
+            *self._sampled(self.sampler, epoch), self.steps_per_epoch, self.batch_size, self.seed, epoch
+        )
+        partners = self.recipe.slots - 1
+        if not partners:
+            return anchors.unsqueeze(0)
+        drawn = draw_partners(*self._sampled(self.partner, epoch), anchors, partners, self.seed, epoch)
+        return torch.cat([anchors.unsqueeze(0), drawn])
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[PairBatch]:
+        """This process's batches of an epoch, from a step on; ``micro_batches`` of them make one step."""
+        device = self.store.device
+        micro = self.batch_size // (self.world_size * self.micro_batches)
+        # (slots, steps, micro-batches, this rank's share): the ranks' shares of a micro-batch lie side by side.
+        indices = self.epoch_indices(epoch).unflatten(2, (self.micro_batches, self.world_size, micro))
+        indices = indices[:, :, :, self.rank]
+        places = [(m * self.world_size + self.rank) * micro for m in range(self.micro_batches)]
+        # DALI takes a view's parameters on the host, where the generator gives the same numbers.
+        drawn_on = torch.device("cpu") if self.backend == "dali" else device
+        positions = [torch.arange(place, place + micro, device=drawn_on) for place in places]
+        wanted = indices[:, start_step:].flatten(1, 2).unbind(1)
+        # From host memory, one wait an epoch instead of one a batch; the copies then run ahead on a side stream.
+        asked = wanted if self.store.resident else torch.stack(wanted).cpu().unbind()
+        for i, images in enumerate(map(self.store.gather, asked)):
+            step, m = start_step + i // self.micro_batches, i % self.micro_batches
+            views = {
+                view: self._render(view, images[view.slot], positions[m], epoch, step)
+                for view in self.recipe.views
+            }
+            if m == self.micro_batches - 1:
+                self._position = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
+            sides = tuple(tuple(views[view] for view in side) for side in self.recipe.sides)
+            yield PairBatch(sides, wanted[i], self.store.labels[wanted[i]])
+
+    def _render(self, view: View, images: Tensor, positions: Tensor, epoch: int, step: int) -> Tensor:
+        key = Key(self.seed, Stream.VIEW + 16 * view.slot + view.draw, epoch, step)
+        params = draw_view_params(view.policy, positions, key)
+        return render(images, params, self.backend, self.dtype)

@@ -1,0 +1,52 @@
+"""The data of a run: its training subset, and the validation and test splits as published."""
+
+from dataclasses import dataclass
+
+import torch
+
+from amimv.models.backbones import BackboneSpec
+from amimv.pipelines import ImageStore, load_indices, load_store, long_tail
+from amimv.trainers.settings import PretrainSettings
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The training images and which ones of the published split they are (sorted ``int64`` indices)."""
+
+    store: ImageStore
+    indices: torch.Tensor
+
+
+def load_split(settings: PretrainSettings, split: str, device: torch.device | str) -> ImageStore:
+    """One split of the run's data set, whole."""
+    s = settings
+    return load_store(
+        s.data,
+        split=split,
+        size=s.size,
+        root=s.root or None,
+        device=device,
+        channels=s.channels or None,
+        seed=s.data_seed,
+    )
+
+
+def load_training_subset(settings: PretrainSettings, device: torch.device | str) -> Subset:
+    """The training split, cut to the run's long tail (or to saved indices)."""
+    store = load_split(settings, "train", device)
+    s = settings
+    if s.indices:
+        indices = load_indices(s.indices, len(store)).to(store.labels.device)
+    elif s.profile == "natural" or (s.profile == "exp" and s.rho == 1 and not s.total):
+        indices = torch.arange(len(store), device=store.labels.device)
+        if s.total:
+            indices = long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total)
+    else:
+        indices = long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total or None)
+    return Subset(store if len(indices) == len(store) else store.subset(indices), indices)
+
+
+def backbone_spec(settings: PretrainSettings, store: ImageStore) -> BackboneSpec:
+    """The backbone for this run's views of this store."""
+    size = settings.view_size or store.size
+    return BackboneSpec(settings.backbone, store.channels, size, store.mean, store.std)

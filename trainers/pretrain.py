@@ -1,0 +1,517 @@
+"""Self-supervised pre-training: ``accelerate launch trainers/pretrain.py``, ``torchrun`` or plain ``python``.
+
+One batch: `PairLoader` renders the sides of the pairs on the device, the method turns them into a loss, and once per
+optimiser step the teacher moves, the micro-batches' gradients add up and the optimiser steps.
+
+Exit status: 0 done, 1 a loss that is not finite, 2 input that cannot be used, 75 interrupted by SIGTERM or SIGINT
+after saving a checkpoint (go on with ``--resume auto``).
+"""
+
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from sklearn.cluster import MiniBatchKMeans
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from amimv import InputError
+from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, save_backbone
+from amimv.models.methods import METHODS
+from amimv.pipelines import (
+    ImageStore,
+    PairBatch,
+    PairLoader,
+    Recipe,
+    get_recipe,
+    realised_ratio,
+    save_indices,
+)
+from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
+from amimv.trainers.data import backbone_spec, load_split, load_training_subset
+from amimv.trainers.evaluation import Splits, evaluate_features, extract_features, print_table, write_results
+from amimv.trainers.probes import balanced_accuracy, knn_probe
+from amimv.trainers.run_folder import (
+    default_name,
+    describe_environment,
+    draw_curves,
+    open_run,
+    revision,
+    write_json,
+)
+from amimv.trainers.schedules import warmup_cosine
+from amimv.trainers.settings import PretrainSettings, check_choice, resolve
+
+EXIT_NOT_FINITE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75
+
+logger = logging.getLogger("amimv")
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss is NaN or infinite; the message names the first such step."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT came; a checkpoint has been written."""
+
+
+@dataclass
+class Training:
+    """A run in progress: what it is made of, and what it has not yet written down."""
+
+    settings: PretrainSettings
+    folder: Path
+    accelerator: Accelerator
+    store: ImageStore
+    val: ImageStore | None
+    spec: BackboneSpec
+    loader: PairLoader
+    method: Any
+    online: Any
+    optimizer: Any
+    total_steps: int
+    metrics: JsonLines
+    timings: JsonLines
+    progress: Any
+    step: int = 0
+    unread: list[tuple[dict[str, Any], Tensor, Tensor]] = field(default_factory=list)
+    waited: float = 0.0
+    read_at: float = field(default_factory=time.perf_counter)
+    stop_signal: int = 0
+
+
+def make_recipe(settings: PretrainSettings) -> Recipe:
+    """The recipe that the settings describe."""
+    hard = settings.policy()
+    local = replace(hard, size=settings.local_size, crop=(0.05, settings.local_crop_max))
+    return get_recipe(
+        settings.recipe,
+        hard=hard,
+        online=settings.online,
+        partners=settings.partners,
+        local=local,
+        local_crops=settings.local_crops,
+    )
+
+
+def make_optimizer(settings: PretrainSettings, network: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser of that name; biases and norms are neither decayed nor, by LARS, adapted."""
+    check_choice("optimizer", settings.optimizer, tuple(list_optimizers()))
+    scale = settings.batch_size / settings.lr_batch if settings.lr_batch else 1.0
+    return create_optimizer_v2(
+        network,
+        opt=settings.optimizer,
+        lr=settings.lr * scale,
+        weight_decay=settings.weight_decay,
+        momentum=settings.optimizer_momentum,
+    )
+
+
+def make_accelerator(settings: PretrainSettings, folder: Path) -> Accelerator:
+    s = settings
+    if s.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("mixed precision fp16 needs a GPU, and there is none: use no or bf16")
+    if s.sync_bn and not torch.cuda.is_available():
+        raise InputError("sync-bn needs GPUs, and there is none: leave it out")
+    # Buffers are each process's own: BatchNorm's statistics, which nobody synchronises unless asked to.
+    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
+    try:
+        return Accelerator(
+            mixed_precision=s.mixed_precision,
+            kwargs_handlers=[kwargs],
+            log_with=s.tracker or None,
+            project_dir=str(folder),
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(f"Accelerate refused the settings: {str(error).splitlines()[0]}") from error
+
+
+def build_training(settings: PretrainSettings, folder: Path, accelerator: Accelerator) -> Training:
+    """Store, loader, networks and optimiser, on the process's device."""
+    s = settings
+    device = accelerator.device
+    subset = load_training_subset(s, device)
+    store = subset.store
+    loader = PairLoader(
+        store,
+        make_recipe(s),
+        s.batch_size,
+        s.sampler,
+        s.partner,
+        s.backend,
+        s.seed,
+        epochs=max(1, s.epochs),
+        beta=s.beta,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        micro_batches=s.accumulation,
+    )
+    total_steps = s.steps or s.epochs * loader.steps_per_epoch
+    loader.epochs = math.ceil(total_steps / loader.steps_per_epoch)
+    spec = backbone_spec(s, store)
+    torch.manual_seed(s.seed)
+    method = METHODS[s.method].build(build_backbone(spec), s).to(device)
+    if s.sync_bn:
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    optimizer = make_optimizer(s, method.online)
+    online, optimizer = accelerator.prepare(method.online, optimizer)
+    if s.compile:
+        online = torch.compile(online)
+        method.teacher = torch.compile(method.teacher) if hasattr(method, "teacher") else None
+    if accelerator.is_main_process:
+        save_indices(folder / "train_indices.npy", subset.indices)
+    return Training(
+        settings=s,
+        folder=folder,
+        accelerator=accelerator,
+        store=store,
+        val=load_split(s, "val", device) if s.knn_every else None,
+        spec=spec,
+        loader=loader,
+        method=method,
+        online=online,
+        optimizer=optimizer,
+        total_steps=total_steps,
+        metrics=JsonLines(folder / "metrics.jsonl"),
+        timings=JsonLines(folder / "timings.jsonl"),
+        progress=tqdm(
+            total=total_steps, unit="step", disable=not accelerator.is_main_process, mininterval=1.0
+        ),
+    )
+
+
+def duplicate_ids(settings: PretrainSettings, pair: PairBatch) -> Tensor | None:
+    """The anchors, where rows of the same image are to be left out of the negatives."""
+    wanted = settings.exclude_duplicates
+    if wanted == "no" or (wanted == "auto" and settings.sampler == "uniform"):
+        return None
+    return pair.indices[0]
+
+
+def train_step(run: Training, batches: Iterator[PairBatch], epoch: int) -> None:
+    """One optimiser step: `accumulation` micro-batches."""
+    s, accelerator = run.settings, run.accelerator
+    run.method.begin_step(run.step, run.total_steps)
+    factor = warmup_cosine(run.step, run.total_steps, round(s.warmup * run.total_steps))
+    for group in run.optimizer.param_groups:
+        group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+    losses, anchors, spread = [], [], None
+    for micro in range(s.accumulation):
+        asked = time.perf_counter()
+        pair = next(batches)
+        run.waited += time.perf_counter() - asked
+        last = micro == s.accumulation - 1
+        with accelerator.no_sync(run.online) if not last else accelerator.autocast():
+            with accelerator.autocast():
+                loss, embeddings = run.method.loss(run.online, pair.sides, duplicate_ids(s, pair))
+            accelerator.backward(loss / s.accumulation)
+        losses.append(loss.detach())
+        anchors.append(pair.indices)
+        if spread is None:
+            spread = nn.functional.normalize(embeddings.detach().float(), dim=1).std(dim=0).mean()
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.step += 1
+    row = {"step": run.step, "epoch": epoch, "lr": run.optimizer.param_groups[0]["lr"]}
+    values = torch.stack([torch.stack(losses).mean(), spread]) if spread is not None else torch.stack(losses)
+    run.unread.append((row, values, torch.cat(anchors, dim=1)))
+
+
+def read_losses(run: Training) -> None:
+    """Bring the losses of the steps since the last read to the host, check and log them.
+
+    Raises:
+        NotFiniteError: naming the first bad step, its learning rate and its pairs.
+    """
+    if not run.unread:
+        return
+    values = torch.stack([value for _, value, _ in run.unread]).tolist()
+    rows = []
+    for (row, _, indices), (loss, spread) in zip(run.unread, values, strict=True):
+        if not math.isfinite(loss):
+            write_good_rows(run, rows)
+            pairs = indices.T.tolist()
+            report = {**row, "loss": str(loss), "pairs": pairs}
+            if run.accelerator.is_main_process:
+                write_json(run.folder / "not_finite.json", report)
+            raise NotFiniteError(
+                f"loss is {loss} at step {row['step']} (learning rate {row['lr']:.3g}; first pairs of image indices "
+                f"{pairs[:3]}, all in {run.folder / 'not_finite.json'}): lower --lr, or resume with other settings"
+            )
+        rows.append({**row, "loss": loss, "embedding_std": spread})
+    write_good_rows(run, rows)
+    now = time.perf_counter()
+    seconds, steps = now - run.read_at, len(rows)
+    views = steps * run.settings.batch_size * len(run.loader.recipe.views)
+    timing = {"step": run.step, "seconds": seconds, "views_per_second": views / seconds}
+    timing["wait_share"] = run.waited / seconds
+    if run.accelerator.is_main_process:
+        run.timings.append([timing])
+    run.progress.set_postfix_str(
+        f"loss {rows[-1]['loss']:.3f}, {timing['views_per_second']:,.0f} views/s, "
+        f"{100 * timing['wait_share']:.0f} % waiting for data"
+    )
+    run.read_at, run.waited = now, 0.0
+    run.unread.clear()
+
+
+def write_good_rows(run: Training, rows: list[dict[str, Any]]) -> None:
+    if not run.accelerator.is_main_process:
+        return
+    run.metrics.append(rows)
+    if run.settings.tracker:
+        for row in rows:
+            run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+
+def refresh_clusters(run: Training, epoch: int) -> None:
+    """New clusters for `cluster-balanced`: rank 0 runs k-means on the current features, everyone gets the result."""
+    s = run.settings
+    if "cluster-balanced" not in (s.sampler, s.partner) or epoch == 0 or epoch % s.cluster_every:
+        return
+    assignments = torch.zeros(len(run.store), dtype=torch.int64, device=run.store.device)
+    if run.accelerator.is_main_process:
+        features = extract_features(run.method.online.backbone, run.store, run.spec)
+        features = nn.functional.normalize(features, dim=1).cpu().numpy()
+        kmeans = MiniBatchKMeans(min(s.clusters, len(run.store)), random_state=s.seed + epoch, n_init=1)
+        assignments = torch.from_numpy(kmeans.fit_predict(features)).to(assignments)
+    if run.accelerator.num_processes > 1:
+        dist.broadcast(assignments, src=0)
+    run.loader.set_clusters(assignments)
+
+
+def score_on_val(run: Training, epoch: int) -> None:
+    """kNN on the validation split, on rank 0, at the end of an epoch that is due."""
+    if run.val is None or (epoch + 1) % run.settings.knn_every or not run.accelerator.is_main_process:
+        return
+    backbone = run.method.online.backbone
+    train, val = (extract_features(backbone, store, run.spec) for store in (run.store, run.val))
+    scores, k = knn_probe(train, run.store.labels, val, run.val.labels, val, run.store.n_classes)
+    value = float(balanced_accuracy(scores, run.val.labels))
+    run.metrics.append([{"step": run.step, "epoch": epoch, "knn_val": value, "k": k}])
+    if run.settings.tracker:
+        run.accelerator.log({"knn_val": value}, step=run.step)
+    run.progress.write(f"step {run.step}: kNN on val {100 * value:.1f} % balanced accuracy (k = {k})")
+
+
+def save(run: Training) -> None:
+    """A checkpoint of everything that the next step depends on; every loss up to it is read and finite."""
+    read_losses(run)
+    if not run.accelerator.is_main_process:
+        return
+    scaler = run.accelerator.scaler
+    state = {
+        "step": run.step,
+        "method": run.method.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "loader": run.loader.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "processes": run.accelerator.num_processes,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    save_checkpoint(run.folder / "checkpoints", run.step, state)
+
+
+def restore(run: Training) -> None:
+    """Go on from the newest good checkpoint, if there is one, and cut the logs back to it."""
+    state = load_newest(run.folder / "checkpoints")
+    if state is not None:
+        if state["processes"] != run.accelerator.num_processes:
+            raise InputError(
+                f"{run.folder} was run on {state['processes']} processes, not {run.accelerator.num_processes}: "
+                "resume on as many"
+            )
+        run.step = state["step"]
+        run.method.load_state_dict(state["method"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.loader.load_state_dict(state["loader"])
+        if state["scaler"] is not None and run.accelerator.scaler is not None:
+            run.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+    if run.accelerator.is_main_process:
+        run.metrics.cut(run.step)
+        run.timings.cut(run.step)
+    run.progress.update(run.step)
+
+
+def should_stop(run: Training) -> bool:
+    """Whether any process was told to stop. Processes agree when losses are read, which waits for them anyway."""
+    if run.accelerator.num_processes == 1:
+        return run.stop_signal > 0
+    if run.step % run.settings.log_every:
+        return False
+    flag = torch.tensor([run.stop_signal], device=run.accelerator.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    run.stop_signal = int(flag)
+    return run.stop_signal > 0
+
+
+def train(run: Training) -> None:
+    """All epochs, from where the run stands."""
+
+    def note_signal(number: int, frame: FrameType | None) -> None:
+        run.stop_signal = number
+
+    previous = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    s, per_epoch = run.settings, run.loader.steps_per_epoch
+    run.read_at = time.perf_counter()
+    while run.step < run.total_steps:
+        epoch, start = divmod(run.step, per_epoch)
+        if start == 0:
+            refresh_clusters(run, epoch)
+        batches = run.loader.epoch(epoch, start)
+        for _ in range(min(per_epoch - start, run.total_steps - run.step)):
+            train_step(run, batches, epoch)
+            run.progress.update()
+            if run.step % s.log_every == 0:
+                read_losses(run)
+            if run.step % per_epoch == 0:
+                read_losses(run)
+                score_on_val(run, epoch)
+            stopping = should_stop(run)
+            if stopping or run.step % s.save_every == 0 or run.step == run.total_steps:
+                save(run)
+            if stopping and run.step < run.total_steps:
+                raise Interrupted(signal.Signals(run.stop_signal).name)
+    run.progress.close()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+def finish(run: Training) -> None:
+    """Export the backbone, draw the curves and evaluate; rank 0 only."""
+    s = run.settings
+    save_backbone(run.method.online.backbone, run.spec, run.folder / "backbone")
+    title = f"{describe_data(run.store)}: {s.method} on {s.recipe}, seed {s.seed}"
+    draw_curves(run.metrics.read(), title, run.folder / "curves.png")
+    if not s.evaluate:
+        return
+    backbone, spec = load_backbone(run.folder / "backbone", run.store.device)
+    splits = Splits(
+        run.store, load_split(s, "val", run.store.device), load_split(s, "test", run.store.device)
+    )
+    rows = evaluate_features(s, splits, spec, backbone, revision(), run.folder.name)
+    write_results(rows, run.folder / "results.csv")
+    print_table(rows, f"{title}, test split, %")
+
+
+def describe_data(store: ImageStore) -> str:
+    """The data set for titles; a synthetic one says so."""
+    return f"{store.name} (synthetic)" if store.name == "phantom" else store.name
+
+
+def log_start(run: Training) -> None:
+    """What the run is, on the console and in ``environment.json``."""
+    s, counts, accelerator = run.settings, run.store.class_counts(), run.accelerator
+    ratio = realised_ratio(counts)
+    logger.info(
+        "%s: %d training images, per class %s, realised imbalance ratio %.1f",
+        describe_data(run.store),
+        len(run.store),
+        counts,
+        ratio,
+    )
+    logger.info(
+        "%s on %s, %s, %d steps of %d pairs, %d process(es) on %s, %s",
+        s.method,
+        s.recipe,
+        s.backbone,
+        run.total_steps,
+        s.batch_size,
+        accelerator.num_processes,
+        accelerator.device,
+        run.folder,
+    )
+    if s.accumulation > 1:
+        logger.info("negatives come from micro-batches of %d pairs", s.batch_size // s.accumulation)
+    extra = {
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "command": sys.argv,
+        "training_images": len(run.store),
+        "training_counts": counts,
+        "realised_ratio": ratio,
+    }
+    write_json(run.folder / "environment.json", describe_environment(extra))
+
+
+def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
+    """One whole run, from the store to the table."""
+    started = time.perf_counter()
+    name = settings.name or default_name(settings)
+    accelerator = make_accelerator(settings, Path(settings.output) / name)
+    # Rank 0 makes the folder; the others look at it once it is there.
+    run_again = False
+    error = ""
+    if accelerator.is_main_process:
+        try:
+            _, run_again = open_run(settings, sources)
+        except InputError as problem:
+            error = str(problem)
+    folder = Path(settings.output) / name
+    run_again, error = agree(accelerator, [run_again, error])
+    if error:
+        raise InputError(error)
+    run = build_training(settings, folder, accelerator)
+    if run_again:
+        restore(run)
+    if accelerator.is_main_process:
+        log_start(run)
+    if settings.tracker:
+        accelerator.init_trackers("amimv", config={k: str(v) for k, v in vars(settings).items()})
+    train(run)
+    if accelerator.is_main_process:
+        finish(run)
+        logger.info("finished in %.0f s: %s", time.perf_counter() - started, folder)
+    accelerator.end_training()
+
+
+def agree(accelerator: Accelerator, values: list[Any]) -> list[Any]:
+    """Rank 0's values on every process."""
+    if accelerator.num_processes > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values
+
+
+def main() -> None:
+    """The command: settings in, exit status out."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    main_process = os.environ.get("RANK", "0") == "0"
+    logger.setLevel(logging.INFO if main_process else logging.ERROR)
+    status, message = 0, ""
+    try:
+        pretrain(*resolve(prog="pretrain.py"))
+    except InputError as error:
+        status, message = EXIT_BAD_INPUT, f"error: {error}"
+    except NotFiniteError as error:
+        status, message = EXIT_NOT_FINITE, f"error: {error}"
+    except Interrupted as interruption:
+        status, message = EXIT_INTERRUPTED, f"{interruption}: saved; go on with --resume auto"
+    if message and main_process:
+        print(message, file=sys.stderr, flush=True)
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""How good frozen features are: weighted nearest neighbours and a linear classifier.
+
+Features are ``(N, D)`` tensors on one device, converted to ``float32``. Labels are ``(N,)`` class ids or, for
+a multi-label set, ``(N, L)`` zeros and ones with ``L = n_classes``. Nothing here is random. The training set
+may lack some of the classes (they then score 0), and so may the validation set (those it has count).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, logsigmoid, normalize, one_hot
+
+from amimv import InputError
+
+KNN_KS = (1, 5, 20, 50, 200)
+#: Weights of the L2 penalty tried by `linear_probe`, on features of unit variance.
+PENALTIES = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
+
+#: A fit ends when a round of iterations lowers the objective by less than this share of it.
+_ROUND, _MAX_ROUNDS, _MIN_GAIN = 10, 20, 1e-4
+_BLOCK_ELEMENTS = 2**26  # 256 MiB of float32: the largest block of similarities held at once
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean recall over the classes that occur in the labels, a 0-d ``float64`` tensor in [0, 1].
+
+    Args:
+        scores: ``(N, C)``; the predicted class is the argmax, a predicted label one that scores above 0.5.
+        labels: ``(N,)`` ids, or ``(N, C)`` zeros and ones: then the mean over labels of the mean recall of
+            rows with and without it.
+    """
+    if labels.ndim == 2:
+        truth = torch.stack([labels == 0, labels == 1])
+        right = truth & ((scores > 0.5) == (labels == 1))
+        return _mean_recall(right.sum(1), truth.sum(1)).mean()
+    truth = one_hot(labels.long(), scores.shape[1]).bool()
+    right = truth & (scores.argmax(1) == labels)[:, None]
+    return _mean_recall(right.sum(0), truth.sum(0))
+
+
+def _mean_recall(right: Tensor, counts: Tensor) -> Tensor:
+    recall = right.double() / counts.clamp(min=1)
+    return recall.sum(0) / (counts > 0).sum(0).clamp(min=1)
+
+
+# Nearest neighbours
+
+
+def knn_scores(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    n_classes: int,
+    k: int,
+    temperature: float = 0.1,
+    chunk: int = 1024,
+) -> Tensor:
+    """Class scores from the ``k`` most similar features of a bank.
+
+    Similarity is the cosine ``s``, a neighbour's weight ``exp(s / temperature)``, normalised to sum to one:
+    Wu et al., "Unsupervised feature learning via non-parametric instance discrimination" (CVPR 2018).
+
+    Args:
+        bank: ``(N, D)`` features with known labels; a zero vector has similarity 0 to everything.
+        bank_labels: ``(N,)`` ids or ``(N, n_classes)`` zeros and ones.
+        queries: ``(M, D)``.
+        n_classes: columns of the result.
+        k: neighbours, at most N.
+        temperature: above 0; the smaller, the more the nearest decide.
+        chunk: queries handled at once, fewer where the bank is large: memory stays bounded.
+
+    Returns:
+        ``(M, n_classes)`` ``float32`` in [0, 1]: the weighted mean of the labels (of one-hot rows for ids).
+
+    Raises:
+        InputError: ``k`` outside [1, N], or shapes, labels or values that cannot be used.
+    """
+    _check_features(bank, queries)
+    _check_labels(bank_labels, len(bank), n_classes)
+    if not 1 <= k <= len(bank):
+        raise InputError(f"k is {k}, expected between 1 and the bank's {len(bank)} features")
+    if temperature <= 0 or chunk < 1:
+        raise InputError(f"temperature is {temperature} and chunk {chunk}, expected both to be positive")
+    return _knn_for_each(bank, _targets(bank_labels, n_classes), queries, (k,), temperature, chunk)[0]
+
+
+def knn_probe(
+    train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, test_x: Tensor, n_classes: int
+) -> tuple[Tensor, int]:
+    """Weighted nearest neighbours with the ``k`` of ``KNN_KS`` that is best on validation data.
+
+    Best is by `balanced_accuracy`; among equals the smaller ``k``; none above the bank's size.
+
+    Returns:
+        ``(M, n_classes)`` test scores as from `knn_scores`, and ``k``.
+
+    Raises:
+        InputError: an empty set, or shapes, labels or values that cannot be used.
+    """
+    _check_probe(train_x, train_y, val_x, val_y, test_x, n_classes)
+    ks = tuple(k for k in KNN_KS if k <= len(train_x))
+    targets = _targets(train_y, n_classes)
+    val_scores = _knn_for_each(train_x, targets, val_x, ks)
+    accuracies = torch.stack([balanced_accuracy(scores, val_y) for scores in val_scores])
+    k = ks[int(accuracies.argmax())]
+    return _knn_for_each(train_x, targets, test_x, (k,))[0], k
+
+
+def _knn_for_each(
+    bank: Tensor,
+    targets: Tensor,
+    queries: Tensor,
+    ks: Sequence[int],
+    temperature: float = 0.1,
+    chunk: int = 1024,
+) -> list[Tensor]:
+    """`knn_scores` for several ``k`` from one search; ``targets`` are ``(N, C)`` ``float32``."""
+    bank, queries = normalize(bank.float(), dim=1), normalize(queries.float(), dim=1)
+    k_max = max(ks)
+    chunk = max(1, min(chunk, _BLOCK_ELEMENTS // max(len(bank), k_max * targets.shape[1])))
+    scores: list[list[Tensor]] = [[] for _ in ks]
+    for block in queries.split(chunk):
+        similarity, index = (block @ bank.T).topk(k_max, dim=1)
+        # (chunk, k, C), for a matrix product: scatter_add does not fix its order on a GPU.
+        neighbours = targets[index]
+        for i, k in enumerate(ks):
+            weights = (similarity[:, :k] / temperature).softmax(dim=1)
+            scores[i].append(torch.bmm(weights.unsqueeze(1), neighbours[:, :k]).squeeze(1))
+    return [torch.cat(parts) for parts in scores]
+
+
+# Linear classifier
+
+
+@torch.inference_mode(False)  # it needs gradients, also where features are extracted without
+def linear_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    val_x: Tensor,
+    val_y: Tensor,
+    test_x: Tensor,
+    n_classes: int,
+    penalties: Sequence[float] = PENALTIES,
+) -> tuple[Tensor, float]:
+    """Logistic regression on standardised features, its L2 penalty chosen on validation data.
+
+    Minimises ``mean_i(w_i * loss_i) + penalty / 2 * ||W||^2``, the bias free. The loss is the cross-entropy
+    (multi-label: binary cross-entropies, summed over the labels). Every class has the same total weight
+    (``w_i = N / (K * count of i's class)``, K classes present; multi-label: with and without each label),
+    because the score that leads the tables is balanced accuracy. scikit-learn's
+    ``LogisticRegression(class_weight="balanced", C=1 / (N * penalty))`` has the same optimum.
+
+    Fitted by L-BFGS from the strongest penalty to the weakest, each starting where the last ended. The one
+    with the best `balanced_accuracy` on validation data is taken; among equals the strongest. A feature that
+    is constant over the training set is ignored.
+
+    Returns:
+        ``(M, n_classes)`` ``float32`` test probabilities (a class without training images has exactly 0; a
+        label on all or none of them 1 or 0), and the penalty.
+
+    Raises:
+        InputError: an empty set, a penalty not above 0, or shapes, labels or values that cannot be used.
+    """
+    _check_probe(train_x, train_y, val_x, val_y, test_x, n_classes)
+    if not penalties or min(penalties) <= 0:
+        raise InputError(f"penalties are {tuple(penalties)}, expected at least one, all above 0")
+    train, val, test = _standardise(train_x, val_x, test_x)
+    targets = _targets(train_y, n_classes)
+    multi_label = train_y.ndim == 2
+    fitted = targets.amax(0) > 0 if not multi_label else targets.amax(0) != targets.amin(0)
+    constant = torch.where(fitted, 0.0, targets[0])
+    if not bool(fitted.any()):
+        return constant.repeat(len(test), 1), max(penalties)
+
+    def predict(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        logits = x @ weight + bias
+        scores = constant.expand(len(x), -1).clone()
+        scores[:, fitted] = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+        return scores
+
+    best_accuracy, best_penalty, best_fit = -1.0, 0.0, None
+    for penalty, weight, bias in _fit_path(train, targets[:, fitted], multi_label, penalties):
+        accuracy = float(balanced_accuracy(predict(val, weight, bias), val_y))
+        if accuracy > best_accuracy:
+            best_accuracy, best_penalty, best_fit = accuracy, penalty, (weight, bias)
+    assert best_fit is not None
+    return predict(test, *best_fit), best_penalty
+
+
+def _standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """``float32`` features of zero mean and unit variance over the training set, in at most N coordinates."""
+    train = train.float()
+    std, mean = torch.std_mean(train, dim=0, correction=0)
+    # Rounding leaves a constant feature with a spread of about 1e-7 of its value.
+    std = torch.where(std > 1e-6 * train.abs().amax(0), std, torch.inf)
+    scaled = [(x.float() - mean) / std for x in (train, *others)]
+    if train.shape[1] <= len(train):
+        return scaled
+    # The optimal weights lie in the span of the training images (representer theorem), so an orthonormal
+    # basis of it loses nothing, penalty included.
+    basis = torch.linalg.qr(scaled[0].T).Q
+    return [x @ basis for x in scaled]
+
+
+def _fit_path(
+    x: Tensor, targets: Tensor, multi_label: bool, penalties: Sequence[float]
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Fits ``(penalty, weight (D, K), bias (K,))`` from the strongest penalty to the weakest.
+
+    ``targets`` are ``(N, K)`` zeros and ones; every column has both (one label: or there is only one column).
+    """
+    n, k = targets.shape
+    counts = targets.sum(0)
+    if multi_label:
+        present, absent = targets * (n / (2 * counts)), (1 - targets) * (n / (2 * (n - counts)))
+        sample_weight, curvature = (present + absent).mean(1), 0.25
+    else:
+        present, absent = targets * (n / (k * counts)), None
+        sample_weight, curvature = present.sum(1), 1 / k
+    # The Hessian at zero weights, for each class apart, is this plus the penalty. It need not be exact.
+    hessian = curvature / n * ((x * sample_weight[:, None]).T @ x).double()
+    floor = 1e-6 * hessian.trace()  # float32 rounding must not make it indefinite
+    weight, bias = x.new_zeros(x.shape[1], k), x.new_zeros(k)
+    for penalty in sorted(penalties, reverse=True):
+        diagonal = torch.full_like(hessian.diagonal(), penalty) + floor
+        root = torch.linalg.cholesky(hessian + diagonal.diag()).float()
+        weight, bias = _fit(x, present, absent, root, penalty, weight, bias)
+        yield penalty, weight, bias
+
+
+def _fit(
+    x: Tensor,
+    present: Tensor,
+    absent: Tensor | None,
+    root: Tensor,
+    penalty: float,
+    weight: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Minimise the weighted loss by L-BFGS over ``v = root.T @ weight``.
+
+    ``root`` is a lower-triangular root of roughly the Hessian. In these coordinates strongly correlated
+    features (raw pixels) need some hundred iterations, not thousands. The optimum is the same for any root.
+    """
+    v = (root.T @ weight).requires_grad_()
+    b = bias.clone().requires_grad_()
+
+    def recover(v: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(root.T, v, upper=True)
+
+    def objective() -> Tensor:
+        w = recover(v)
+        logits = x @ w + b
+        if absent is None:
+            fit = (present * log_softmax(logits, dim=1)).sum()
+        else:
+            fit = (present * logsigmoid(logits) + absent * logsigmoid(-logits)).sum()
+        return penalty / 2 * w.square().sum() - fit / len(x)
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            loss = objective()
+        loss.backward()
+        return float(loss.detach())
+
+    optimiser = torch.optim.LBFGS([v, b], max_iter=_ROUND, history_size=20, line_search_fn="strong_wolfe")
+    # torch's own tolerances are absolute, and the objective falls to thousandths where the penalty is weak.
+    before = float("inf")
+    for _ in range(_MAX_ROUNDS):
+        optimiser.step(closure)
+        with torch.no_grad():
+            after = float(objective())
+        if after >= (1 - _MIN_GAIN) * before:
+            break
+        before = after
+    return recover(v.detach()), b.detach()
+
+
+# Input
+
+
+def _targets(labels: Tensor, n_classes: int) -> Tensor:
+    """``(N, n_classes)`` ``float32`` zeros and ones."""
+    return (labels if labels.ndim == 2 else one_hot(labels.long(), n_classes)).float()
+
+
+def _check_probe(
+    train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, test_x: Tensor, n_classes: int
+) -> None:
+    _check_features(train_x, val_x, test_x)
+    _check_labels(train_y, len(train_x), n_classes)
+    _check_labels(val_y, len(val_x), n_classes)
+    if train_y.ndim != val_y.ndim:
+        raise InputError(
+            f"labels are {train_y.ndim}-d for training, {val_y.ndim}-d for validation, expected alike"
+        )
+
+
+def _check_features(*sets: Tensor) -> None:
+    for x in sets:
+        if x.ndim != 2 or x.shape[1] != sets[0].shape[1] or 0 in x.shape:
+            shapes = ", ".join(str(tuple(x.shape)) for x in sets)
+            raise InputError(f"features have shapes {shapes}, expected (N, D) with one D and no set empty")
+        if not bool(x.isfinite().all()):
+            raise InputError("features contain NaN or infinity, expected finite values: check the backbone")
+
+
+def _check_labels(labels: Tensor, n: int, n_classes: int) -> None:
+    shape = tuple(labels.shape)
+    if shape not in ((n,), (n, n_classes)):
+        raise InputError(f"labels have shape {shape}, expected ({n},), or ({n}, {n_classes}) if multi-label")
+    largest = n_classes - 1 if labels.ndim == 1 else 1
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > largest:
+        raise InputError(f"labels lie in [{low}, {high}], expected [0, {largest}]")

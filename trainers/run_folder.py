@@ -1,0 +1,117 @@
+"""What a run leaves behind besides its results: settings, environment and curves."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amimv import InputError, __version__
+from amimv.trainers.settings import FREE_ON_RESUME, PretrainSettings, from_yaml, to_yaml
+
+PACKAGES = ["torch", "torchvision", "timm", "accelerate", "kornia", "nvidia-dali-cuda130", "medmnist", "numpy", "scikit-learn", "safetensors"]
+
+
+def revision() -> str:
+    """The git revision of the code, with ``+`` if it was changed since; of an installed package its version."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        found = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    inside_package = (Path(__file__).parent.parent / "pyproject.toml").is_file()
+    return found.stdout.strip() if inside_package else __version__
+
+
+def default_name(settings: PretrainSettings) -> str:
+    """A folder name that tells the settings one looks for first."""
+    s = settings
+    data = Path(s.data).stem + (f"-{s.size}px" if s.size != 28 else "")
+    tail = f"-rho{s.rho:g}" if s.rho != 1 else ""
+    return f"{data}{tail}-{s.method}-{s.recipe}-{s.backbone}-seed{s.seed}"
+
+
+def open_run(settings: PretrainSettings, sources: dict[str, str]) -> tuple[Path, bool]:
+    """The run's folder, made and with its ``config.yaml``, and whether an earlier start of the run lies there.
+
+    Raises:
+        InputError: if the folder holds a run and ``resume`` is not ``auto``, or a run with other settings.
+    """
+    folder = Path(settings.output) / (settings.name or default_name(settings))
+    config = folder / "config.yaml"
+    if not config.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run: give another --name or --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        config.write_text(to_yaml(settings, sources))
+        return folder, False
+    if settings.resume != "auto":
+        raise InputError(
+            f"{folder} holds a run already: add --resume auto to go on with it, or give another --name"
+        )
+    earlier = from_yaml(config)
+    if type(earlier) is not type(settings):
+        raise InputError(
+            f"{folder} was run with method {earlier.method}, not {settings.method}: give another --name"
+        )
+    for field, value in vars(settings).items():
+        if field not in FREE_ON_RESUME and getattr(earlier, field) != value:
+            raise InputError(
+                f"{folder} was run with {field} {getattr(earlier, field)!r}, not {value!r}: "
+                "resume with the same settings, or give another --name"
+            )
+    return folder, True
+
+
+def describe_environment(extra: dict[str, Any]) -> dict[str, Any]:
+    """Versions, machine and whatever else is given, ready for JSON."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    cuda = torch.cuda.is_available()
+    return {
+        "amimv": __version__,
+        "revision": revision(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "packages": packages,
+        **extra,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def draw_curves(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Loss by step and kNN on the validation split, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    losses = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
+    knn = [(row["step"], 100 * row["knn_val"]) for row in metrics if "knn_val" in row]
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    if losses:
+        axis.plot(*zip(*losses, strict=True), color="tab:blue", linewidth=0.8)
+    axis.set(xlabel="optimiser step", title=title)
+    axis.set_ylabel("loss", color="tab:blue")
+    if knn:
+        right = axis.twinx()
+        right.plot(*zip(*knn, strict=True), color="tab:orange", marker="o", markersize=3)
+        right.set_ylabel("kNN balanced accuracy on val (%)", color="tab:orange")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,402 @@
+"""Settings: one flat frozen dataclass, layered from defaults, YAML files and flags.
+
+Later layers win: dataclass < ``configs/METHOD.yaml`` < ``--preset`` < ``--config FILE`` < flags, whatever the order on
+the command line. Every resolved value remembers its layer.
+"""
+
+import difflib
+import sys
+from dataclasses import dataclass, fields, make_dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from amimv import InputError
+from amimv.models.methods import METHODS
+from amimv.pipelines import BACKENDS, PROFILES, SAMPLERS, ViewPolicy
+from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
+from amimv.pipelines.recipes import HARD, RECIPES
+
+CONFIGS = Path(__file__).parent / "configs"
+#: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
+METHOD_ALIASES = {"amimv": "mimv"}
+#: Settings that may change when a run is resumed: they do not touch what is computed.
+FREE_ON_RESUME = (
+    "resume",
+    "output",
+    "name",
+    "log_every",
+    "save_every",
+    "tracker",
+    "config",
+    "root",
+    "evaluate",
+)
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    data: str = "phantom"
+    """phantom, a 2-D MedMNIST name (retinamnist, ...) or the path of an .npz in MedMNIST's layout"""
+    data_seed: int = 0
+    """of phantom, of the long-tailed subset and of the label fractions"""
+    size: int = 28
+    """of the images, in pixels: 28, 64, 128 or 224"""
+    channels: int = 0
+    """3 turns grey images into RGB; 0: as stored"""
+    root: str = ""
+    """folder of MedMNIST's files; empty: $AMIMV_DATA, else medmnist's own"""
+    rho: float = 1.0
+    """imbalance ratio of the training subset; 1 with the exp profile and no total is the natural set"""
+    profile: str = "exp"
+    """of the long tail: exp, step, pareto or natural"""
+    total: int = 0
+    """images in the training subset; 0: each class is capped at what it has"""
+    indices: str = ""
+    """an .npy file of training indices, instead of rho, profile and total"""
+
+    method: str = "amimv"
+    """amimv, mimv or simclr"""
+    recipe: str = "amimv"
+    """which views of which images make up a pair: amimv, two-view, multi-crop, mimv, amimv-roles, ..."""
+    online: str = "hard"
+    """of recipe amimv-strength: which augmentation the online side sees, hard or soft"""
+    partners: int = 1
+    """partner images per anchor"""
+    sampler: str = "uniform"
+    """of the anchors: uniform, class-balanced, square-root, effective-number, progressive or cluster-balanced"""
+    partner: str = "uniform"
+    """of the partners, likewise"""
+    beta: float = 0.999
+    """of effective-number"""
+    clusters: int = 20
+    """k-means clusters of cluster-balanced"""
+    cluster_every: int = 5
+    """epochs between two clusterings"""
+    exclude_duplicates: str = "auto"
+    """leave other rows of the same image out of the negatives: yes, no, or auto: with a rebalancing sampler"""
+    backend: str = "kornia"
+    """what renders the views: kornia or dali"""
+
+    view_size: int = 0
+    """of the views, in pixels; 0: that of the images"""
+    crop_min: float = HARD.crop[0]
+    """smallest area of the random crop, as a share of the image"""
+    crop_max: float = HARD.crop[1]
+    """largest area of the random crop"""
+    hflip: float = HARD.hflip
+    """probability of mirroring left-right"""
+    vflip: float = HARD.vflip
+    """probability of mirroring up-down"""
+    rotation: float = HARD.rotation
+    """largest angle, in degrees"""
+    brightness: float = HARD.brightness
+    """strength of the jitter"""
+    contrast: float = HARD.contrast
+    """strength of the jitter"""
+    saturation: float = HARD.saturation
+    """strength of the jitter"""
+    hue: float = HARD.hue
+    """strength of the jitter, in turns"""
+    jitter_p: float = HARD.jitter_p
+    """probability of the jitter"""
+    grey_p: float = HARD.grey_p
+    """probability of greyscale"""
+    blur_p: float = HARD.blur_p
+    """probability of Gaussian blur"""
+    solarise_p: float = HARD.solarise_p
+    """probability of solarisation"""
+    local_crops: int = 6
+    """local sides of recipe multi-crop"""
+    local_size: int = 12
+    """of the local crops, in pixels"""
+    local_crop_max: float = 0.4
+    """largest area of the local crops"""
+
+    backbone: str = "small"
+    """small, or any timm model"""
+    epochs: int = 0
+    """length of the training; or give steps"""
+    steps: int = 0
+    """length of the training in optimiser steps; or give epochs"""
+    batch_size: int = 256
+    """global: over all processes and accumulated micro-batches"""
+    accumulation: int = 1
+    """micro-batches per optimiser step"""
+    optimizer: str = "adamw"
+    """sgd, adamw, lars or another of timm's"""
+    lr: float = 1e-3
+    """peak learning rate, at lr_batch"""
+    lr_batch: int = 0
+    """the learning rate is scaled by batch_size / lr_batch; 0: not scaled"""
+    weight_decay: float = 1e-4
+    """not applied to biases and norms"""
+    optimizer_momentum: float = 0.9
+    """of SGD and LARS"""
+    warmup: float = 0.05
+    """share of the training spent in linear warm-up, before the cosine"""
+    mixed_precision: str = "no"
+    """no, bf16 or fp16"""
+    compile: bool = False
+    """torch.compile the networks"""
+    sync_bn: bool = False
+    """BatchNorm statistics over all processes (CUDA)"""
+    seed: int = 0
+    """of the weights and of everything drawn in training"""
+
+    log_every: int = 10
+    """steps between two reads of the loss (every step's value is logged)"""
+    knn_every: int = 10
+    """epochs between two kNN scores on the validation split; 0: none"""
+    save_every: int = 200
+    """steps between two checkpoints"""
+    evaluate: bool = True
+    """evaluate at the end"""
+    label_fractions: tuple[float, ...] = (1.0,)
+    """shares of the training labels that the evaluation may use"""
+    supervised_steps: int = 300
+    """training of the supervised reference in the evaluation; 0: none"""
+    tracker: str = ""
+    """an Accelerate tracker, such as tensorboard or wandb"""
+    output: str = "runs"
+    """folder of the run folders"""
+    name: str = ""
+    """of the run folder; empty: made from the settings"""
+    resume: str = "no"
+    """auto: go on from the newest good checkpoint, if there is one"""
+    preset: str = "auto"
+    """small, dermatoscopy, none, or auto: small for phantom and for the small backbone, else none"""
+    config: str = ""
+    """a YAML file of settings, such as a run's config.yaml"""
+
+    def policy(self) -> ViewPolicy:
+        """The augmentation ``A``."""
+        return ViewPolicy(
+            size=self.view_size or None,
+            crop=(self.crop_min, self.crop_max),
+            ratio=HARD.ratio,
+            hflip=self.hflip,
+            vflip=self.vflip,
+            rotation=self.rotation,
+            brightness=self.brightness,
+            contrast=self.contrast,
+            saturation=self.saturation,
+            hue=self.hue,
+            jitter_p=self.jitter_p,
+            grey_p=self.grey_p,
+            blur_p=self.blur_p,
+            solarise_p=self.solarise_p,
+        )
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise an `InputError` that lists the near misses unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(f"unknown {what} '{value}': {hint}choose from {', '.join(choices)}")
+
+
+@cache
+def settings_class(method: str) -> type[PretrainSettings]:
+    """`PretrainSettings` with the fields of a method's own settings."""
+    check_choice("method", method, (*METHOD_ALIASES, *METHODS))
+    method = METHOD_ALIASES.get(method, method)
+    bases = (METHODS[method].settings, PretrainSettings)
+    made = make_dataclass("Settings", [], bases=bases, frozen=True, namespace={"__module__": __name__})
+    return cast(type[PretrainSettings], made)
+
+
+def _coerce(name: str, value: Any, kind: Any, source: str) -> Any:
+    """A YAML value as the field's type; YAML reads ``5e-3`` as text, and a list for a tuple."""
+    if isinstance(kind, UnionType):
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    try:
+        if get_origin(kind) is tuple:
+            return tuple(get_args(kind)[0](item) for item in value)
+        if kind is bool or isinstance(value, bool):
+            if kind is not bool or not isinstance(value, bool):
+                raise ValueError
+            return value
+        if kind is str and not isinstance(value, str):
+            raise ValueError
+        converted = kind(value)
+        if kind is int and converted != float(value):
+            raise ValueError
+        return converted
+    except (TypeError, ValueError) as error:
+        expected = getattr(kind, "__name__", str(kind))
+        raise InputError(f"{source}: {name} is {value!r}, expected {expected}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"no such config file: {path}") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable YAML file: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no settings: expected lines of 'name: value'")
+    return content
+
+
+def _layer(content: dict[str, Any], cls: type, source: str) -> dict[str, Any]:
+    kinds = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]
+    for name in content:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+            hint = f": did you mean {' or '.join(near)}?" if near else ", see --help for all settings"
+            raise InputError(f"{source}: unknown setting '{name}'{hint}")
+    return {name: _coerce(name, value, kinds[name], source) for name, value in content.items()}
+
+
+def _preset_layer(preset: str, method: str) -> dict[str, Any]:
+    """A preset's settings, and those that it has for one method."""
+    content = _read_yaml(CONFIGS / "presets" / f"{preset}.yaml")
+    by_method = content.pop("methods", {})
+    return content | by_method.get(METHOD_ALIASES.get(method, method), {})
+
+
+def _given(argv: list[str]) -> list[str]:
+    """The names of the settings that stand on the command line."""
+    names = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    return [name.removeprefix("no_") if name.startswith("no_") else name for name in names]
+
+
+def _peek(argv: list[str], name: str) -> str | None:
+    """The value of a flag that decides about layers, before the command line is parsed."""
+    flag = "--" + name
+    value = None
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            value = argv[i + 1]
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+    return value
+
+
+def resolve(
+    argv: list[str] | None = None, prog: str | None = None
+) -> tuple[PretrainSettings, dict[str, str]]:
+    """Settings from the command line and all layers below it.
+
+    Returns:
+        The settings, aliases resolved, and for each name the layer that it came from.
+
+    Raises:
+        InputError: an unknown name or a bad value. Flags that are not known end in tyro's own message.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    config_path = _peek(argv, "config")
+    config = _read_yaml(Path(config_path)) if config_path else {}
+
+    def first(name: str, default: str) -> str:
+        value = _peek(argv, name)
+        return str(config.get(name, default) if value is None else value)
+
+    method = first("method", PretrainSettings.method)
+    cls = settings_class(method)
+    preset = first("preset", PretrainSettings.preset)
+    small = first("data", "phantom") == "phantom" or first("backbone", "small") == "small"
+    if preset == "auto":
+        preset = "small" if small else "none"
+    presets = tuple(sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml")))
+    check_choice("preset", preset, (*presets, "none"))
+
+    layers = [(f"configs/{method}.yaml", _read_yaml(CONFIGS / f"{method}.yaml"))]
+    if preset != "none":
+        layers.append((f"preset {preset}", _preset_layer(preset, method)))
+    if config_path:
+        layers.append((config_path, config))
+    values: dict[str, Any] = {"preset": preset}
+    sources = {field.name: "default" for field in fields(cls)}
+    for source, content in layers:
+        layer = _one_length(_layer(content, cls, source), source)
+        values |= layer
+        sources |= dict.fromkeys(layer, source)
+    parsed = tyro.cli(cls, prog=prog, args=argv, default=cls(**values))
+    flags = _one_length(
+        {name: getattr(parsed, name) for name in _given(argv) if name in sources}, "the command line"
+    )
+    values |= flags
+    sources |= dict.fromkeys(flags, "flag")
+    values["preset"] = preset
+    values["method"] = METHOD_ALIASES.get(method, method)
+    recipe = values.get("recipe", PretrainSettings.recipe)
+    values["recipe"] = RECIPE_ALIASES.get(recipe, recipe)
+    settings = cls(**values)
+    check(settings)
+    return settings, sources
+
+
+def _one_length(layer: dict[str, Any], source: str) -> dict[str, Any]:
+    """A layer that sets epochs unsets the steps of the layers below it, and the other way round."""
+    if layer.get("epochs") and layer.get("steps"):
+        raise InputError(f"{source} gives both epochs and steps: give one of them")
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if layer.get(name):
+            layer = layer | {other: 0}
+    return layer
+
+
+def check(settings: PretrainSettings) -> None:
+    """Raise an `InputError` for a value that no run could use."""
+    s = settings
+    check_choice("recipe", s.recipe, (*RECIPE_ALIASES, *RECIPES))
+    check_choice("sampler", s.sampler, SAMPLERS)
+    check_choice("partner sampler", s.partner, SAMPLERS)
+    check_choice("backend", s.backend, BACKENDS)
+    check_choice("profile", s.profile, PROFILES)
+    check_choice("mixed precision", s.mixed_precision, ("no", "bf16", "fp16"))
+    check_choice("resume mode", s.resume, ("no", "auto"))
+    check_choice("value of exclude-duplicates", s.exclude_duplicates, ("auto", "yes", "no"))
+    check_choice("size", str(s.size), ("28", "64", "128", "224"))
+    check_choice("number of channels", str(s.channels), ("0", "1", "3"))
+    if not s.epochs and not s.steps:
+        raise InputError("no length of training: give --epochs or --steps")
+    least = {"epochs": 0, "steps": 0, "accumulation": 1, "log_every": 1, "save_every": 1, "cluster_every": 1}
+    least |= {
+        "knn_every": 0,
+        "supervised_steps": 0,
+        "partners": 1,
+        "clusters": 2,
+        "local_crops": 0,
+        "lr_batch": 0,
+    }
+    for name, minimum in least.items():
+        if getattr(s, name) < minimum:
+            raise InputError(f"{name} is {getattr(s, name)}, expected at least {minimum}")
+    if not all(0 < fraction <= 1 for fraction in s.label_fractions) or not s.label_fractions:
+        raise InputError(f"label fractions are {s.label_fractions}, expected shares in (0, 1]")
+    if not 0 <= s.warmup < 1:
+        raise InputError(f"warmup is {s.warmup}, expected a share of the training in [0, 1)")
+    s.policy()
+
+
+def to_yaml(settings: PretrainSettings, sources: dict[str, str]) -> str:
+    """The resolved settings as YAML that ``--config`` reads again; each line ends with where its value came from."""
+    lines = []
+    for field in fields(settings):
+        if field.name in ("config", "resume"):
+            continue
+        value = getattr(settings, field.name)
+        value = list(value) if isinstance(value, tuple) else value
+        dumped = yaml.safe_dump([value], default_flow_style=True, width=1000).strip()
+        text = f"{field.name}: {dumped[1:-1]}"
+        lines.append(f"{text:<40} # {sources[field.name]}")
+    return "\n".join(lines) + "\n"
+
+
+def from_yaml(path: Path) -> PretrainSettings:
+    """The settings of a run folder's ``config.yaml``."""
+    content = _read_yaml(path)
+    cls = settings_class(str(content.get("method", PretrainSettings.method)))
+    return cls(**_layer(content, cls, str(path)))
