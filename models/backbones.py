@@ -60,9 +60,7 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
     if not timm.is_model(spec.name):
         near = difflib.get_close_matches(spec.name, [SMALL, *timm.list_models()], n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise InputError(
-            f"unknown backbone '{spec.name}': {hint}give '{SMALL}' or a model of timm.list_models()"
-        )
+        raise InputError(f"unknown backbone '{spec.name}': {hint}give '{SMALL}' or a model of timm.list_models()")
     network = timm.create_model(spec.name, **timm_arguments(spec))
     if "img_size" not in timm_arguments(spec):
         _widen_stem(network, spec)
@@ -114,13 +112,9 @@ def _check_features(network: nn.Module, spec: BackboneSpec) -> None:
             features = network.eval()(torch.zeros(2, spec.channels, spec.size, spec.size))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({reason})"
-        ) from error
+        raise InputError(f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({reason})") from error
     if features.ndim != 2:
-        raise InputError(
-            f"backbone '{spec.name}' gives features of shape {tuple(features.shape)}, expected (B, D)"
-        )
+        raise InputError(f"backbone '{spec.name}' gives features of shape {tuple(features.shape)}, expected (B, D)")
     network.train(was_training)
 
 

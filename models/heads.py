@@ -1,5 +1,7 @@
 """Projection and prediction heads."""
 
+import itertools
+
 from torch import nn
 
 
@@ -12,7 +14,7 @@ def build_mlp(widths: tuple[int, ...], *, norm: bool = True, last_norm: bool = T
         last_norm: BatchNorm after the last layer.
     """
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         is_last = i == len(widths) - 2
         normed = last_norm if is_last else norm
         layers.append(nn.Linear(inputs, outputs, bias=not normed))

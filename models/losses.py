@@ -1,7 +1,7 @@
 """Losses: two ``(B, D)`` embeddings in, a scalar out.
 
-All are computed in ``float32`` whatever the embeddings' dtype (in ``float64`` for ``float64``). They see the batch they
-are given: across processes, gather it first (`amimv.models.distributed`).
+All are computed in ``float32`` whatever the embeddings' dtype (in ``float64`` for ``float64``). They see the batch
+they are given: across processes, gather it first (`amimv.models.distributed`).
 """
 
 import torch
@@ -14,9 +14,7 @@ from amimv import InputError
 def _unit_rows(za: Tensor, zb: Tensor) -> Tensor:
     """Both embeddings as ``(2B, D)`` unit rows; a zero row stays zero."""
     if za.shape != zb.shape or za.ndim != 2:
-        raise InputError(
-            f"embeddings have shapes {tuple(za.shape)} and {tuple(zb.shape)}, expected two equal (B, D)"
-        )
+        raise InputError(f"embeddings have shapes {tuple(za.shape)} and {tuple(zb.shape)}, expected two equal (B, D)")
     rows = torch.cat([za, zb])
     return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
 

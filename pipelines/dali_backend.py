@@ -87,12 +87,8 @@ def apply_blur(view: Any, sigma: Tensor, size: int) -> Any:
     """Gaussian blur with a sigma per sample ``(B,)`` in pixels, reflected at the border."""
     ndd = _dynamic()
     window = blur_window(size)
-    view = ndd.as_batch(
-        view, layout="HWC"
-    )  # the blur has to know the channels, and an operator may forget them
-    return ndd.gaussian_blur(
-        view, sigma=ndd.as_batch(sigma.contiguous()), window_size=window, dtype=ndd.float32
-    )
+    view = ndd.as_batch(view, layout="HWC")  # the blur has to know the channels, and an operator may forget them
+    return ndd.gaussian_blur(view, sigma=ndd.as_batch(sigma.contiguous()), window_size=window, dtype=ndd.float32)
 
 
 def apply_solarise(view: Any, threshold: Tensor) -> Any:
@@ -118,9 +114,7 @@ def render_dali(images: Tensor, params: ViewParams, dtype: torch.dtype = torch.f
     """
     drawn = (params.affine, params.colour, params.sigma, params.solarise)
     if any(value is not None and value.device.type != "cpu" for value in drawn):
-        raise InputError(
-            "the dali backend takes view parameters on the host: draw them from positions on the CPU"
-        )
+        raise InputError("the dali backend takes view parameters on the host: draw them from positions on the CPU")
     ndd = _dynamic()
     source, size = (images.shape[1], images.shape[2]), params.size or images.shape[1]
     gpu = images.device.index if images.device.type == "cuda" else None

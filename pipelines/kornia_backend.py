@@ -29,7 +29,7 @@ def oversampling(source: int, size: int) -> int:
 
 
 def apply_affine(images: Tensor, affine: Tensor, size: int) -> Tensor:
-    """Resample ``(B, C, H, W)`` floats to ``(B, C, size, size)``: bilinear, border clamped, ``affine`` output to input.
+    """Resample ``(B, C, H, W)`` floats to ``(B, C, size, size)``: bilinear, border clamped; output to input.
 
     torch's own sampling and not Kornia's ``warp_affine``, which inverts a matrix that is already in the direction that
     sampling needs; and a grid that is added from its two axes, ten times as fast here as ``affine_grid``.

@@ -41,9 +41,7 @@ class PairBatch(NamedTuple):
     labels: Tensor
 
 
-def render(
-    images: Tensor, params: ViewParams, backend: str = "kornia", dtype: torch.dtype = torch.float32
-) -> Tensor:
+def render(images: Tensor, params: ViewParams, backend: str = "kornia", dtype: torch.dtype = torch.float32) -> Tensor:
     """Render one view: a pure function of images and parameters, the same in both backends.
 
     Args:
@@ -217,8 +215,7 @@ class PairLoader:
         for i, images in enumerate(map(self.store.gather, asked)):
             step, m = start_step + i // self.micro_batches, i % self.micro_batches
             views = {
-                view: self._render(view, images[view.slot], positions[m], epoch, step)
-                for view in self.recipe.views
+                view: self._render(view, images[view.slot], positions[m], epoch, step) for view in self.recipe.views
             }
             if m == self.micro_batches - 1:
                 self._position = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)

@@ -22,9 +22,7 @@ PROFILES = ("exp", "step", "pareto", "natural")
 PARETO_ALPHA = 6.0
 
 
-def profile_weights(
-    n_classes: int, rho: float, profile: str, counts: Sequence[int] | None = None
-) -> list[float]:
+def profile_weights(n_classes: int, rho: float, profile: str, counts: Sequence[int] | None = None) -> list[float]:
     """Relative class sizes, largest first: the largest is 1 and the smallest 1/rho (with one class: just 1).
 
     - ``exp``: ``rho ** (-c / (C - 1))`` (Cui et al., CVPR 2019).
@@ -129,9 +127,7 @@ def long_tail(
     return _first_of_each(labels, by_label, Key(seed, Stream.LONG_TAIL))
 
 
-def largest_total(
-    labels: Tensor, rhos: Sequence[float], profile: str = "exp", n_classes: int | None = None
-) -> int:
+def largest_total(labels: Tensor, rhos: Sequence[float], profile: str = "exp", n_classes: int | None = None) -> int:
     """The largest ``total`` that ``long_tail`` can supply at every one of ``rhos``, so that only imbalance
     varies.
 
@@ -207,9 +203,7 @@ def load_indices(path: str | Path, n: int) -> Tensor:
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"indices cannot be read from {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
-        raise InputError(
-            f"{path} holds no indices: expected one array of integers, of shape (M,), M at least 1"
-        )
+        raise InputError(f"{path} holds no indices: expected one array of integers, of shape (M,), M at least 1")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= n:
         raise InputError(f"{path}: indices reach from {low} to {high}, but the data set has {n} images")
@@ -258,9 +252,7 @@ def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     Classes whose share is below one get one; the others divide the rest.
     """
     if total < len(weights):
-        raise InputError(
-            f"total is {total}, expected at least one image for each of the {len(weights)} classes"
-        )
+        raise InputError(f"total is {total}, expected at least one image for each of the {len(weights)} classes")
     shared = len(weights)  # the first so many divide what the others leave
     while True:
         scale = (total - len(weights) + shared) / sum(weights[:shared])

@@ -71,9 +71,7 @@ class ViewPolicy:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1]")
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise InputError(
-                f"crop is {self.crop}, expected 0 < smallest <= largest <= 1 (shares of the area)"
-            )
+            raise InputError(f"crop is {self.crop}, expected 0 < smallest <= largest <= 1 (shares of the area)")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise InputError(f"ratio is {self.ratio}, expected 0 < smallest <= largest")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
@@ -90,11 +88,7 @@ class ViewPolicy:
     @property
     def resamples(self) -> bool:
         """Whether any geometry is drawn."""
-        return (
-            self.crop != (1.0, 1.0)
-            or self.ratio != (1.0, 1.0)
-            or any((self.hflip, self.vflip, self.rotation))
-        )
+        return self.crop != (1.0, 1.0) or self.ratio != (1.0, 1.0) or any((self.hflip, self.vflip, self.rotation))
 
     @property
     def recolours(self) -> bool:
@@ -165,9 +159,7 @@ def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key) -> ViewPar
         params = replace(params, colour=_colour(policy, u[7:13]))
     if policy.blur_p > 0:
         low, high = policy.blur_sigma
-        params = replace(
-            params, sigma=torch.where(u[13] < policy.blur_p, low + (high - low) * u[14], NO_BLUR)
-        )
+        params = replace(params, sigma=torch.where(u[13] < policy.blur_p, low + (high - low) * u[14], NO_BLUR))
     if policy.solarise_p > 0:
         threshold = torch.where(u[15] < policy.solarise_p, policy.solarise_threshold, NO_SOLARISE)
         params = replace(params, solarise=threshold)

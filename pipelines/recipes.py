@@ -138,9 +138,7 @@ def get_recipe(
     if online not in ("hard", "soft"):
         raise InputError(f"online strength is '{online}', expected 'hard' or 'soft'")
     if partners < 1 or (partners > 1 and name in ("two-view", "multi-crop")):
-        raise InputError(
-            f"{partners} partners do not fit recipe '{name}': give 1, or more with a pair recipe"
-        )
+        raise InputError(f"{partners} partners do not fit recipe '{name}': give 1, or more with a pair recipe")
     soft = soft or soften(hard)
     whole = hard.normalised()
     ys = range(1, partners + 1)

@@ -74,9 +74,7 @@ def build_groups(assignments: Tensor, n_groups: int) -> Groups:
     return Groups(members, group, starts, counts, tuple(counts.tolist()))
 
 
-def group_weights(
-    sizes: tuple[int, ...], sampler: str, *, beta: float = 0.999, progress: float = 0.0
-) -> list[float]:
+def group_weights(sizes: tuple[int, ...], sampler: str, *, beta: float = 0.999, progress: float = 0.0) -> list[float]:
     """Probability of drawing each group; they sum to 1 and an empty group has 0.
 
     Args:
@@ -123,9 +121,7 @@ def _shuffle(groups: Groups, key: Key) -> Tensor:
     return groups.members[shuffled[groups.group[shuffled].argsort(stable=True)]]
 
 
-def draw_anchors(
-    groups: Groups, weights: list[float], steps: int, batch_size: int, seed: int, epoch: int
-) -> Tensor:
+def draw_anchors(groups: Groups, weights: list[float], steps: int, batch_size: int, seed: int, epoch: int) -> Tensor:
     """The anchors of one epoch, ``(steps, batch_size)`` ``int64``, on the device of ``groups``.
 
     Within the epoch each group is walked in one random order, from the start again when it is used up.

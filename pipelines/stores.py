@@ -99,9 +99,7 @@ class ImageStore:
             raise InputError(f"subset takes indices of shape (M,) and type int64, at least one; got {got}")
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= len(self):
-            raise InputError(
-                f"subset indices reach from {low} to {high}, but {self.name} has {len(self)} images"
-            )
+            raise InputError(f"subset indices reach from {low} to {high}, but {self.name} has {len(self)} images")
         images = self.images.index_select(0, indices.to(self.images.device))
         images = _placed(images, self.device, self.resident)
         mean, std = channel_statistics(images)
@@ -357,9 +355,7 @@ def _medmnist_file(name: str, size: int, root: str | Path | None) -> Path:
 
     given = root or os.environ.get("AMIMV_DATA") or DEFAULT_ROOT
     if given is None or not Path(given).expanduser().is_dir():
-        raise InputError(
-            f"there is no folder {given} for the MedMNIST files: make it, or set root or AMIMV_DATA"
-        )
+        raise InputError(f"there is no folder {given} for the MedMNIST files: make it, or set root or AMIMV_DATA")
     folder = Path(given).expanduser()
     path = folder / f"{name}{_suffix(size)}.npz"
     if not path.exists():
@@ -397,9 +393,7 @@ def _own_parts(path: Path, split: str, size: int | None) -> _Parts:
         labels = every[split]
         images = _read_images(npz, split, path, len(labels))
     if size not in (None, images.shape[1]):
-        raise InputError(
-            f"{path} holds images of {images.shape[1]} pixels, not of {size}: set size accordingly"
-        )
+        raise InputError(f"{path} holds images of {images.shape[1]} pixels, not of {size}: set size accordingly")
     inferred = MULTI_LABEL if labels.ndim == 2 else "binary-class" if n_classes == 2 else "multi-class"
     return _Parts(_tensor(images), _tensor(labels), tuple(map(str, range(n_classes))), inferred)
 
@@ -408,9 +402,7 @@ def _count_classes(every: dict[str, np.ndarray], path: Path) -> int:
     """Classes (or labels) of a file from the labels of all its splits."""
     if len({labels.shape[1:] for labels in every.values()}) > 1:
         shapes = ", ".join(f"{s}_labels {labels.shape}" for s, labels in every.items())
-        raise InputError(
-            f"{path}: the splits' labels differ in shape ({shapes}), expected the same number of columns"
-        )
+        raise InputError(f"{path}: the splits' labels differ in shape ({shapes}), expected the same number of columns")
     width = next(iter(every.values())).shape[1:]
     if width:
         for split, labels in every.items():
@@ -443,9 +435,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     except InputError:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read as an .npz without pickle: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"{path} cannot be read as an .npz without pickle: {str(error).splitlines()[0]}") from error
 
 
 def _read_array(npz: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
@@ -474,9 +464,7 @@ def _read_labels(npz: np.lib.npyio.NpzFile, split: str, path: Path) -> np.ndarra
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim not in (1, 2) or 0 in labels.shape[1:]:
-        raise InputError(
-            f"{path}: {split}_labels has shape {labels.shape}, expected (N,), (N, 1) or multi-hot (N, L)"
-        )
+        raise InputError(f"{path}: {split}_labels has shape {labels.shape}, expected (N,), (N, 1) or multi-hot (N, L)")
     return labels.astype(np.int64)
 
 
@@ -492,9 +480,7 @@ def _read_images(npz: np.lib.npyio.NpzFile, split: str, path: Path, n: int) -> n
     if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise InputError(f"{where} has shape {shape}, expected (N, H, W) or (N, H, W, C) with C 1 or 3")
     if len(images) != n:
-        raise InputError(
-            f"{where} has {len(images)} images, but {split}_labels has {n} labels: expected as many"
-        )
+        raise InputError(f"{where} has {len(images)} images, but {split}_labels has {n} labels: expected as many")
     if n == 0:
         raise InputError(f"{where} is empty: the split needs at least one image")
     if images.shape[1] != images.shape[2] or images.shape[1] == 0:

@@ -23,7 +23,7 @@ def load_split(settings: PretrainSettings, split: str, device: torch.device | st
     return load_store(
         s.data,
         split=split,
-        size=s.size,
+        size=s.size or None,
         root=s.root or None,
         device=device,
         channels=s.channels or None,
@@ -40,9 +40,9 @@ def load_training_subset(settings: PretrainSettings, device: torch.device | str)
     elif s.profile == "natural" or (s.profile == "exp" and s.rho == 1 and not s.total):
         indices = torch.arange(len(store), device=store.labels.device)
         if s.total:
-            indices = long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total)
+            indices = long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total, store.n_classes)
     else:
-        indices = long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total or None)
+        indices = long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total or None, store.n_classes)
     return Subset(store if len(indices) == len(store) else store.subset(indices), indices)
 
 

@@ -33,7 +33,30 @@ from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
 
-COLUMNS = ["run", "data", "profile", "rho", "realised_ratio", "n_train", "method", "recipe", "sampler", "features", "probe", "k", "label_fraction", "seed", "accuracy", "balanced_accuracy", "macro_f1", "auc", "head", "medium", "tail", "revision"]
+COLUMNS = [
+    "run",
+    "data",
+    "profile",
+    "rho",
+    "realised_ratio",
+    "n_train",
+    "method",
+    "recipe",
+    "sampler",
+    "features",
+    "probe",
+    "k",
+    "label_fraction",
+    "seed",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auc",
+    "head",
+    "medium",
+    "tail",
+    "revision",
+]
 
 
 @dataclass(frozen=True)
@@ -44,9 +67,7 @@ class Splits:
 
 
 @torch.inference_mode()
-def extract_features(
-    network: nn.Module | None, store: ImageStore, spec: BackboneSpec, chunk: int = 512
-) -> Tensor:
+def extract_features(network: nn.Module | None, store: ImageStore, spec: BackboneSpec, chunk: int = 512) -> Tensor:
     """Features ``(N, D)`` of the normalised view of every image, ``float32``, on the device.
 
     Args:
@@ -73,9 +94,7 @@ def build_random(spec: BackboneSpec, seed: int, device: torch.device | str) -> n
     return build_backbone(spec).to(device)
 
 
-def train_supervised(
-    settings: PretrainSettings, spec: BackboneSpec, store: ImageStore
-) -> tuple[nn.Module, nn.Module]:
+def train_supervised(settings: PretrainSettings, spec: BackboneSpec, store: ImageStore) -> tuple[nn.Module, nn.Module]:
     """The supervised reference: the same backbone trained on the labels, class-balanced, softly augmented.
 
     AdamW at 5e-3 with cosine decay, weight decay 1e-4, ``supervised_steps`` steps.
@@ -141,10 +160,7 @@ def evaluate_features(
         "random": build_random(spec, settings.seed, splits.train.device),
         "pretrained": pretrained,
     }
-    frozen = {
-        name: [extract_features(network, store, spec) for store in stores]
-        for name, network in networks.items()
-    }
+    frozen = {name: [extract_features(network, store, spec) for store in stores] for name, network in networks.items()}
     rows = []
     for fraction in settings.label_fractions:
         chosen = label_fraction(splits.train.labels, fraction, settings.data_seed)
@@ -166,9 +182,7 @@ def evaluate_features(
             results.append((name, "linear", "", scores))
         if supervised is not None:
             results.append(("supervised", "classifier", "", _classify(supervised, splits.test, spec)))
-        rows += [
-            _row(settings, splits.test, labelled, fraction, revision, run, *result) for result in results
-        ]
+        rows += [_row(settings, splits.test, labelled, fraction, revision, run, *result) for result in results]
     return rows
 
 
@@ -239,7 +253,7 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     order = ("majority", "raw pixels", "random", "pretrained", "supervised")
     names = {"random": "random initialisation", "majority": "majority class"}
     for row in sorted(rows, key=lambda r: (r["label_fraction"], order.index(r["features"]))):
-        values = [f"{100 * row[name]:.1f}" if row[name] != "" else "–" for name in shown]
+        values = [f"{100 * row[name]:.1f}" if row[name] != "" else "-" for name in shown]
         label = f"{100 * row['label_fraction']:g} % ({row['n_train']})"
         probe = f"kNN, k = {row['k']}" if row["probe"] == "knn" else row["probe"]
         style = "bold" if row["features"] == "pretrained" else ""

@@ -108,9 +108,7 @@ def _check(labels: np.ndarray, scores: np.ndarray, task: str, n_counts: int) -> 
     if task == "binary-class" and scores.shape[1] != 2:
         raise InputError(f"scores have {scores.shape[1]} columns, expected 2 for the task 'binary-class'")
     if n_counts != scores.shape[1]:
-        raise InputError(
-            f"{n_counts} training counts for {scores.shape[1]} columns of scores, expected as many"
-        )
+        raise InputError(f"{n_counts} training counts for {scores.shape[1]} columns of scores, expected as many")
     if not np.isfinite(scores).all():
         raise InputError("scores contain NaN or infinity, expected probabilities: the model has diverged")
     if task != MULTI_LABEL and labels.ndim == 2 and labels.shape[1] == 1:

@@ -189,9 +189,7 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
         total_steps=total_steps,
         metrics=JsonLines(folder / "metrics.jsonl"),
         timings=JsonLines(folder / "timings.jsonl"),
-        progress=tqdm(
-            total=total_steps, unit="step", disable=not accelerator.is_main_process, mininterval=1.0
-        ),
+        progress=tqdm(total=total_steps, unit="step", disable=not accelerator.is_main_process, mininterval=1.0),
     )
 
 
@@ -405,9 +403,7 @@ def finish(run: Training) -> None:
     if not s.evaluate:
         return
     backbone, spec = load_backbone(run.folder / "backbone", run.store.device)
-    splits = Splits(
-        run.store, load_split(s, "val", run.store.device), load_split(s, "test", run.store.device)
-    )
+    splits = Splits(run.store, load_split(s, "val", run.store.device), load_split(s, "test", run.store.device))
     rows = evaluate_features(s, splits, spec, backbone, revision(), run.folder.name)
     write_results(rows, run.folder / "results.csv")
     print_table(rows, f"{title}, test split, %")

@@ -293,9 +293,7 @@ def _check_probe(
     _check_labels(train_y, len(train_x), n_classes)
     _check_labels(val_y, len(val_x), n_classes)
     if train_y.ndim != val_y.ndim:
-        raise InputError(
-            f"labels are {train_y.ndim}-d for training, {val_y.ndim}-d for validation, expected alike"
-        )
+        raise InputError(f"labels are {train_y.ndim}-d for training, {val_y.ndim}-d for validation, expected alike")
 
 
 def _check_features(*sets: Tensor) -> None:

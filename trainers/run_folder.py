@@ -13,16 +13,25 @@ import torch
 from amimv import InputError, __version__
 from amimv.trainers.settings import FREE_ON_RESUME, PretrainSettings, from_yaml, to_yaml
 
-PACKAGES = ["torch", "torchvision", "timm", "accelerate", "kornia", "nvidia-dali-cuda130", "medmnist", "numpy", "scikit-learn", "safetensors"]
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "kornia",
+    "nvidia-dali-cuda130",
+    "medmnist",
+    "numpy",
+    "scikit-learn",
+    "safetensors",
+]
 
 
 def revision() -> str:
     """The git revision of the code, with ``+`` if it was changed since; of an installed package its version."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
-        found = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
-        )
+        found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return __version__
     inside_package = (Path(__file__).parent.parent / "pyproject.toml").is_file()
@@ -32,7 +41,7 @@ def revision() -> str:
 def default_name(settings: PretrainSettings) -> str:
     """A folder name that tells the settings one looks for first."""
     s = settings
-    data = Path(s.data).stem + (f"-{s.size}px" if s.size != 28 else "")
+    data = Path(s.data).stem + (f"-{s.size}px" if s.size not in (0, 28) else "")
     tail = f"-rho{s.rho:g}" if s.rho != 1 else ""
     return f"{data}{tail}-{s.method}-{s.recipe}-{s.backbone}-seed{s.seed}"
 
@@ -52,14 +61,10 @@ def open_run(settings: PretrainSettings, sources: dict[str, str]) -> tuple[Path,
         config.write_text(to_yaml(settings, sources))
         return folder, False
     if settings.resume != "auto":
-        raise InputError(
-            f"{folder} holds a run already: add --resume auto to go on with it, or give another --name"
-        )
+        raise InputError(f"{folder} holds a run already: add --resume auto to go on with it, or give another --name")
     earlier = from_yaml(config)
     if type(earlier) is not type(settings):
-        raise InputError(
-            f"{folder} was run with method {earlier.method}, not {settings.method}: give another --name"
-        )
+        raise InputError(f"{folder} was run with method {earlier.method}, not {settings.method}: give another --name")
     for field, value in vars(settings).items():
         if field not in FREE_ON_RESUME and getattr(earlier, field) != value:
             raise InputError(

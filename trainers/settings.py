@@ -44,8 +44,8 @@ class PretrainSettings:
     """phantom, a 2-D MedMNIST name (retinamnist, ...) or the path of an .npz in MedMNIST's layout"""
     data_seed: int = 0
     """of phantom, of the long-tailed subset and of the label fractions"""
-    size: int = 28
-    """of the images, in pixels: 28, 64, 128 or 224"""
+    size: int = 0
+    """of the images, in pixels: 28, 64, 128 or 224; 0: 28, or what an .npz has"""
     channels: int = 0
     """3 turns grey images into RGB; 0: as stored"""
     root: str = ""
@@ -283,9 +283,7 @@ def _peek(argv: list[str], name: str) -> str | None:
     return value
 
 
-def resolve(
-    argv: list[str] | None = None, prog: str | None = None
-) -> tuple[PretrainSettings, dict[str, str]]:
+def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[PretrainSettings, dict[str, str]]:
     """Settings from the command line and all layers below it.
 
     Returns:
@@ -323,9 +321,7 @@ def resolve(
         values |= layer
         sources |= dict.fromkeys(layer, source)
     parsed = tyro.cli(cls, prog=prog, args=argv, default=cls(**values))
-    flags = _one_length(
-        {name: getattr(parsed, name) for name in _given(argv) if name in sources}, "the command line"
-    )
+    flags = _one_length({name: getattr(parsed, name) for name in _given(argv) if name in sources}, "the command line")
     values |= flags
     sources |= dict.fromkeys(flags, "flag")
     values["preset"] = preset
@@ -358,7 +354,7 @@ def check(settings: PretrainSettings) -> None:
     check_choice("mixed precision", s.mixed_precision, ("no", "bf16", "fp16"))
     check_choice("resume mode", s.resume, ("no", "auto"))
     check_choice("value of exclude-duplicates", s.exclude_duplicates, ("auto", "yes", "no"))
-    check_choice("size", str(s.size), ("28", "64", "128", "224"))
+    check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
     check_choice("number of channels", str(s.channels), ("0", "1", "3"))
     if not s.epochs and not s.steps:
         raise InputError("no length of training: give --epochs or --steps")

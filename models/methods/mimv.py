@@ -43,9 +43,7 @@ class Mimv(nn.Module):
         self.settings = settings
         width = int(backbone.num_features)
         hidden = settings.projector_hidden or width
-        self.online = Encoder(
-            backbone, build_mlp((width, hidden, hidden, settings.projector_out or width // 4))
-        )
+        self.online = Encoder(backbone, build_mlp((width, hidden, hidden, settings.projector_out or width // 4)))
         self.teacher = copy_teacher(self.online)
 
     def begin_step(self, step: int, total_steps: int) -> None:

@@ -182,9 +182,7 @@ def test_brightness_is_torchvisions() -> None:
     images = random_floats(8, 6)
     view, colour = recolour(jitter(brightness=0.6), images)
     for image, result, matrix in zip(images, view, colour, strict=True):
-        torch.testing.assert_close(
-            result, tv.adjust_brightness(image, matrix[0, 0].item()), atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(result, tv.adjust_brightness(image, matrix[0, 0].item()), atol=1e-5, rtol=0)
 
 
 def test_saturation_and_grey_are_torchvisions() -> None:
@@ -416,9 +414,7 @@ def test_rotation_is_uniform_in_its_range() -> None:
     assert degrees.min() < -29.9
     assert degrees.max() > 29.9
     assert abs(degrees.mean()) < 0.7
-    torch.testing.assert_close(
-        torch.linalg.det(affine[:, :, :2].double()), torch.ones(MANY, dtype=torch.float64)
-    )
+    torch.testing.assert_close(torch.linalg.det(affine[:, :, :2].double()), torch.ones(MANY, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.5])

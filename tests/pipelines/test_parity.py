@@ -71,9 +71,7 @@ def build_case(operation: str, channels: int, source: int, size: int) -> tuple[T
     return images, draw_view_params(policy, torch.arange(batch), Key(seed=1, stream=1000))
 
 
-def difference(
-    operation: str, channels: int, source: int, size: int, device: str = "cpu"
-) -> tuple[float, float]:
+def difference(operation: str, channels: int, source: int, size: int, device: str = "cpu") -> tuple[float, float]:
     """The largest absolute difference over whole images: of pixels in [0, 1], and of normalised values."""
     images, params = build_case(operation, channels, source, size)
     images, on_device = images.to(device), params.to(device)

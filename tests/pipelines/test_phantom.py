@@ -66,17 +66,11 @@ def test_one_seed_is_one_data_set_and_another_seed_another() -> None:
 
 def test_splits_share_no_numbers() -> None:
     def noise(split: str, index: int) -> Tensor:
-        return phantom._noise(
-            torch.tensor([index]), KEY._replace(epoch=phantom._split_number(split)), 28
-        ).flatten()
+        return phantom._noise(torch.tensor([index]), KEY._replace(epoch=phantom._split_number(split)), 28).flatten()
 
-    same = [
-        torch.dot(noise(a, i), noise(b, i)) / (28 * 28 * 3 * 0.025**2) for a, b in PAIRS for i in range(5)
-    ]
+    same = [torch.dot(noise(a, i), noise(b, i)) / (28 * 28 * 3 * 0.025**2) for a, b in PAIRS for i in range(5)]
     assert torch.stack(same).abs().max() < 0.1
-    everything = [
-        generate_phantom(split, 100, counts=(9, 0, 0, 0, 0, 0, 0))[0] for split in ("train", "val", "test")
-    ]
+    everything = [generate_phantom(split, 100, counts=(9, 0, 0, 0, 0, 0, 0))[0] for split in ("train", "val", "test")]
     assert len(torch.cat(everything).flatten(1).unique(dim=0)) == 27
 
 

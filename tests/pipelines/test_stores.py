@@ -15,9 +15,7 @@ from amimv import InputError
 from amimv.pipelines.longtail import long_tail
 from amimv.pipelines.stores import ImageStore, channel_statistics, load_store, medmnist_names
 
-REAL = Path(
-    os.environ.get("AMIMV_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "medmnist"
-)
+REAL = Path(os.environ.get("AMIMV_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "medmnist")
 
 
 def real(file: str) -> Path:
@@ -95,9 +93,7 @@ def test_ham10000_by_path() -> None:
     assert tail.class_counts() == [46, 148, 469, 4, 779, 4693, 14]
 
 
-def test_the_root_argument_goes_before_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_root_argument_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = real("retinamnist.npz").parent
     monkeypatch.setenv("AMIMV_DATA", str(tmp_path))
     assert len(load_store("retinamnist", "val", root=root)) == 120
@@ -124,9 +120,7 @@ def test_a_failing_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         raise RuntimeError("\n  several\n  lines")
 
     monkeypatch.setattr(medmnist.dataset.MedMNIST, "download", download)
-    where = (
-        r"pathmnist_128.npz is missing and could not be downloaded: fetch https://zenodo\S+pathmnist_128.npz"
-    )
+    where = r"pathmnist_128.npz is missing and could not be downloaded: fetch https://zenodo\S+pathmnist_128.npz"
     refused(where, "pathmnist", size=128, root=tmp_path)
 
 

@@ -14,9 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 from amimv import InputError
 from amimv.trainers.metrics import MULTI_LABEL, TASKS, class_thirds, compute_scores
 
-DATA = Path(
-    os.environ.get("AMIMV_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "medmnist"
-)
+DATA = Path(os.environ.get("AMIMV_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "medmnist")
 
 
 def draw_scores(labels: np.ndarray, n_classes: int, seed: int = 0) -> np.ndarray:
@@ -26,14 +24,10 @@ def draw_scores(labels: np.ndarray, n_classes: int, seed: int = 0) -> np.ndarray
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    ("task", "n_classes"), [("multi-class", 5), ("ordinal-regression", 4), ("binary-class", 2)]
-)
+@pytest.mark.parametrize(("task", "n_classes"), [("multi-class", 5), ("ordinal-regression", 4), ("binary-class", 2)])
 @pytest.mark.parametrize("layout", [(-1,), (-1, 1)])
 @pytest.mark.filterwarnings("error")
-def test_single_label_scores_equal_medmnist_and_sklearn(
-    task: str, n_classes: int, layout: tuple[int, ...]
-) -> None:
+def test_single_label_scores_equal_medmnist_and_sklearn(task: str, n_classes: int, layout: tuple[int, ...]) -> None:
     labels = np.random.default_rng(1).integers(0, n_classes, 300).astype(np.uint8)
     scores = draw_scores(labels, n_classes)
     predicted = scores.argmax(1)

@@ -104,9 +104,7 @@ def test_knn_holds_no_block_above_its_bound(monkeypatch: pytest.MonkeyPatch) -> 
 def test_knn_probe_takes_the_best_k_on_validation_and_the_smallest_of_equals() -> None:
     (train_x, train_y), (val_x, val_y), (test_x, _) = (draw_set(n, seed=n) for n in (260, 150, 80))
     scores, k = knn_probe(train_x, train_y, val_x, val_y, test_x, 4)
-    accuracies = [
-        balanced_accuracy_score(val_y, knn_scores(train_x, train_y, val_x, 4, j).argmax(1)) for j in KNN_KS
-    ]
+    accuracies = [balanced_accuracy_score(val_y, knn_scores(train_x, train_y, val_x, 4, j).argmax(1)) for j in KNN_KS]
     assert k == KNN_KS[int(np.argmax(accuracies))]
     assert k not in (KNN_KS[0], KNN_KS[-1]), "the data must make the choice matter"
     torch.testing.assert_close(scores, knn_scores(train_x, train_y, test_x, 4, k))
