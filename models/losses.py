@@ -11,12 +11,17 @@ from torch import Tensor
 from amimv import InputError
 
 
-def _unit_rows(za: Tensor, zb: Tensor) -> Tensor:
-    """Both embeddings as ``(2B, D)`` unit rows; a zero row stays zero."""
+def _similarities(za: Tensor, zb: Tensor) -> Tensor:
+    """Cosine similarities of all rows of both, ``(2B, 2B)``; a zero row's are 0 and give it no gradient."""
     if za.shape != zb.shape or za.ndim != 2:
         raise InputError(f"embeddings have shapes {tuple(za.shape)} and {tuple(zb.shape)}, expected two equal (B, D)")
     rows = torch.cat([za, zb])
-    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    # Else the gradient of a zero row would be 1 / eps of the normalisation.
+    rows = rows.masked_fill(~rows.any(dim=1, keepdim=True), 0)
+    with torch.autocast(rows.device.type, enabled=False):  # it would round similarities to 2 or 3 digits
+        rows = F.normalize(rows, dim=1)
+        return rows @ rows.T
 
 
 def _positives(batch: int, device: torch.device) -> Tensor:
@@ -39,10 +44,9 @@ def nt_xent(za: Tensor, zb: Tensor, *, temperature: float = 0.2, ids: Tensor | N
         temperature: of the cosine similarities.
         ids: ``(B,)`` image of each row; other rows of the same image are left out of the negatives.
     """
-    rows = _unit_rows(za, zb)
-    logits = rows @ rows.T / temperature
-    positive = _positives(len(za), rows.device)
-    dropped = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    logits = _similarities(za, zb) / temperature
+    positive = _positives(len(za), logits.device)
+    dropped = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     if ids is not None:
         dropped = dropped | _same_image(ids, positive)
     return F.cross_entropy(logits.masked_fill(dropped, -torch.inf), positive)
@@ -82,9 +86,8 @@ def mimv_loss(
     """
     if self_term not in ("once", "published"):
         raise InputError(f"self_term is '{self_term}', expected 'once' or 'published'")
-    rows = _unit_rows(za, zb)
-    similarity = rows @ rows.T
-    positive = _positives(len(za), rows.device)
+    similarity = _similarities(za, zb)
+    positive = _positives(len(za), similarity.device)
     dropped = torch.zeros_like(similarity, dtype=torch.bool)
     if high is not None:
         dropped = dropped | (similarity > high)
@@ -92,15 +95,18 @@ def mimv_loss(
         dropped = dropped | (similarity < low)
     if near_zero is not None:
         dropped = dropped | (similarity.abs() < near_zero)
-    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     if ids is not None:
         dropped = dropped | (_same_image(ids, positive) & ~itself)
     if self_term == "published":
         weights = torch.exp(similarity / temperature).masked_fill(dropped, 0)
         denominator = weights.sum(dim=0) - torch.exp(torch.ones_like(weights[0]) / temperature)
         return -(weights.gather(0, positive[None])[0] / denominator).mean().log()
-    # Ratios do not change when all similarities shift; with the largest at 0 no temperature overflows.
-    weights = torch.exp((similarity - 1) / temperature).masked_fill(dropped | itself, 0)
+    logits = (similarity / temperature).masked_fill(dropped | itself, -torch.inf)
+    # A column's ratio does not change when the column shifts; with its largest entry at 0 no temperature over- or
+    # underflows, and the denominator is at least 1 unless the column is empty.
+    largest = logits.detach().amax(dim=0)
+    weights = torch.exp(logits - largest.masked_fill(largest == -torch.inf, 0))
     denominator = weights.sum(dim=0)
     ratio = weights.gather(0, positive[None])[0] / torch.where(denominator > 0, denominator, 1)
     return -ratio.mean().clamp(min=torch.finfo(ratio.dtype).tiny).log()

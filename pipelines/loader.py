@@ -209,9 +209,10 @@ class PairLoader:
         # DALI takes a view's parameters on the host, where the generator gives the same numbers.
         drawn_on = torch.device("cpu") if self.backend == "dali" else device
         positions = [torch.arange(place, place + micro, device=drawn_on) for place in places]
-        wanted = indices[:, start_step:].flatten(1, 2).unbind(1)
+        parts = indices[:, start_step:].flatten(1, 2)
         # From host memory, one wait an epoch instead of one a batch; the copies then run ahead on a side stream.
-        asked = wanted if self.store.resident else torch.stack(wanted).cpu().unbind()
+        asked = (parts if self.store.resident else parts.cpu()).unbind(1)
+        wanted = parts.unbind(1)
         for i, images in enumerate(map(self.store.gather, asked)):
             step, m = start_step + i // self.micro_batches, i % self.micro_batches
             views = {

@@ -50,3 +50,8 @@ def backbone_spec(settings: PretrainSettings, store: ImageStore) -> BackboneSpec
     """The backbone for this run's views of this store."""
     size = settings.view_size or store.size
     return BackboneSpec(settings.backbone, store.channels, size, store.mean, store.std)
+
+
+def describe_data(store: ImageStore) -> str:
+    """The data set for titles; a synthetic one says so."""
+    return f"{store.name} (synthetic)" if store.name == "phantom" else store.name

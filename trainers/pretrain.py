@@ -41,7 +41,7 @@ from amimv.pipelines import (
     save_indices,
 )
 from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
-from amimv.trainers.data import backbone_spec, load_split, load_training_subset
+from amimv.trainers.data import backbone_spec, describe_data, load_split, load_training_subset
 from amimv.trainers.evaluation import Splits, evaluate_features, extract_features, print_table, write_results
 from amimv.trainers.probes import balanced_accuracy, knn_probe
 from amimv.trainers.run_folder import (
@@ -407,11 +407,6 @@ def finish(run: Training) -> None:
     rows = evaluate_features(s, splits, spec, backbone, revision(), run.folder.name)
     write_results(rows, run.folder / "results.csv")
     print_table(rows, f"{title}, test split, %")
-
-
-def describe_data(store: ImageStore) -> str:
-    """The data set for titles; a synthetic one says so."""
-    return f"{store.name} (synthetic)" if store.name == "phantom" else store.name
 
 
 def log_start(run: Training) -> None:

@@ -148,10 +148,10 @@ def assert_as_loop(
 
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize(
-    ("batch", "width", "temperature"), [(2, 3, 0.3), (5, 4, 0.1), (8, 3, 0.3), (8, 16, 1.0), (3, 32, 0.05)]
+    ("batch", "width", "temperature"), [(2, 3, 0.3), (5, 4, 0.1), (8, 3, 0.3), (8, 16, 1.0), (6, 32, 0.15)]
 )
 def test_mimv_once_value_and_gradient_equal_a_loop(batch: int, width: int, temperature: float, bounds: str) -> None:
-    za, zb = draw_pair(batch, width, seed=3)
+    za, zb = draw_pair(batch, width, seed=1)
     assert_as_loop(mimv_loss, mimv_by_loop, za, zb, temperature=temperature, **BOUNDS[bounds])
 
 
@@ -165,10 +165,11 @@ def test_mimv_published_value_and_gradient_equal_a_loop(
     assert_as_loop(mimv_loss, mimv_by_loop, za, zb, **settings)
 
 
-def test_the_pairs_above_lose_some_positives_and_keep_some() -> None:
-    za, zb = draw_pair(8, 3, seed=3)
-    kept = [numerator > 0 for numerator, _ in mimv_columns(za.tolist(), zb.tolist())]
+def test_the_pairs_above_lose_some_positives_and_feel_every_bound() -> None:
+    za, zb = (z.tolist() for z in draw_pair(8, 3, seed=1))
+    kept = [numerator > 0 for numerator, _ in mimv_columns(za, zb)]
     assert 0 < sum(kept) < len(kept)
+    assert len({mimv_by_loop(za, zb, **BOUNDS[name]) for name in ("all", "no-high", "no-low", "no-near-zero")}) == 4
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 0, 3, 1], [4, 4, 4, 4, 4, 9], [0, 1, 2, 3, 4, 5]])
@@ -195,10 +196,11 @@ def test_published_and_once_agree_where_the_upper_bound_is_off(near_zero: float 
     assert not torch.isclose(mimv_loss(za, zb, self_term="published", **with_bound), mimv_loss(za, zb, **with_bound))
 
 
-def negative_share(batch: int, width: int) -> tuple[float, Tensor]:
+def negative_share(batch: int, width: int, related: bool) -> tuple[float, Tensor]:
     """Share of columns with a denominator <= 0 on random embeddings, by the text, and the published loss."""
     generator = torch.Generator().manual_seed(batch)
     za, zb = torch.randn(2, batch, width, generator=generator, dtype=torch.float64)
+    zb = za + zb if related else zb
     rows = torch.stack([za, zb], dim=1).flatten(0, 1)
     rows = rows / rows.norm(dim=1, keepdim=True)
     s = rows @ rows.T
@@ -208,19 +210,42 @@ def negative_share(batch: int, width: int) -> tuple[float, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("width", "batch", "low", "high"),
-    [(128, 16, 1.0, 1.0), (128, 32, 0.3, 0.55), (128, 64, 0.0, 0.0), (512, 64, 1.0, 1.0), (512, 256, 0.6, 0.85)],
+    ("related", "width", "batch", "low", "high"),
+    [
+        (False, 128, 16, 1, 1),
+        (False, 128, 96, 0, 0.01),
+        (False, 512, 64, 1, 1),
+        (False, 512, 256, 0.99, 1),
+        (True, 128, 16, 0.85, 1),
+        (True, 128, 32, 0.3, 0.6),
+        (True, 128, 64, 0, 0.03),
+        (True, 512, 64, 1, 1),
+        (True, 512, 256, 0.7, 0.95),
+        (True, 512, 512, 0.03, 0.15),
+        (True, 512, 1024, 0, 0),
+    ],
 )
-def test_published_variant_breaks_down_in_small_batches(width: int, batch: int, low: float, high: float) -> None:
-    """The measured table: D = 128: all at 16, 42 % at 32, none from 64; D = 512: all at 64, 73 % at 256."""
-    share, loss = negative_share(batch, width)
+def test_published_variant_breaks_down_in_small_batches(
+    related: bool, width: int, batch: int, low: float, high: float
+) -> None:
+    """D = 128: nearly all columns at B = 16, some at 32, hardly any from 64; D = 512: all up to 64, none at 1024.
+    Where positives are related (cosine 0.7), fewer than where they are independent."""
+    share, loss = negative_share(batch, width, related)
     assert low <= share <= high
-    if share == 1.0:
+    if share == 1:
         assert loss.isnan()
-    if share == 0.0:
+    if share == 0:
         assert loss.isfinite()
-    generator = torch.Generator().manual_seed(batch)
-    assert mimv_loss(*torch.randn(2, batch, width, generator=generator)).isfinite()
+
+
+@pytest.mark.parametrize(("width", "batch"), [(128, 16), (512, 64)])
+def test_once_is_finite_where_the_published_variant_is_not(width: int, batch: int) -> None:
+    za, zb = torch.randn(2, batch, width, generator=torch.Generator().manual_seed(batch))
+    value, gradient = value_and_gradient(mimv_loss, za, zb)
+    assert mimv_loss(za, zb, self_term="published").isnan()
+    assert value < -math.log(torch.finfo(torch.float32).tiny)
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 def all_positives_eliminated() -> tuple[Tensor, Tensor]:
@@ -420,7 +445,7 @@ def test_nt_xent_equals_lightly(temperature: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("temperature", [1.0, 0.2, 0.01])
-@pytest.mark.parametrize("case", [case for case in DEGENERATE if case not in (zeros, one_zero_row)])
+@pytest.mark.parametrize("case", DEGENERATE)
 def test_nt_xent_is_finite_with_finite_gradients(
     case: Callable[[], tuple[Tensor, Tensor]], temperature: float, dtype: torch.dtype
 ) -> None:
@@ -431,8 +456,17 @@ def test_nt_xent_is_finite_with_finite_gradients(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [zeros, one_zero_row])
-def test_nt_xent_with_zero_rows_is_finite(case: Callable[[], tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
-    value, gradient = value_and_gradient(nt_xent, *(z.to(dtype) for z in case()))
+@pytest.mark.parametrize(("loss", "settings"), [(nt_xent, {}), (mimv_loss, BOUNDS["none"]), (mimv_loss, {})])
+def test_a_zero_row_has_no_gradient(
+    loss: Callable[..., Tensor],
+    settings: dict[str, Any],
+    case: Callable[[], tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+) -> None:
+    """It has no direction; through a normalisation with an eps of 1e-12 it would get one of 1e10."""
+    za, zb = (z.to(dtype) for z in case())
+    value, gradient = value_and_gradient(loss, za, zb, **settings)
+    assert not gradient[torch.stack([za, zb]) == 0].any()
     assert value.isfinite()
     assert gradient.isfinite().all()
 

@@ -1,0 +1,240 @@
+"""Backbones: their sizes and stems, and exports read again here and by timm alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from amimv import InputError
+from amimv.models.backbones import BackboneSpec, build_backbone, encode, load_backbone, save_backbone, stem_is_changed
+
+
+def draw_views(channels: int, size: int, batch: int = 3) -> Tensor:
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def feature_map(network: nn.Module, channels: int, size: int) -> tuple[int, ...]:
+    return tuple(network.eval().forward_features(draw_views(channels, size, 1)).shape[1:])
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def has_max_pool(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.MaxPool2d) for module in network.modules())
+
+
+def test_small_is_small() -> None:
+    network = build_backbone(BackboneSpec())
+    assert 0.30e6 < sum(p.numel() for p in network.parameters()) < 0.32e6
+    assert network.num_features == 128
+    assert feature_map(network, 3, 28) == (128, 2, 2)
+    assert not has_max_pool(network)
+    assert encode(network, draw_views(3, 28)).shape == (3, 128)
+    assert encode(network, draw_views(3, 12)).shape == (3, 128)  # a local crop
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "kernel", "stride", "padding", "pooled"),
+    [(28, 4, 3, 1, 1, False), (64, 8, 3, 1, 1, False), (128, 8, 7, 2, 3, False), (224, 7, 7, 2, 3, True)],
+)
+def test_resnet_stems_suit_the_image_size(
+    size: int, side: int, kernel: int, stride: int, padding: int, pooled: bool
+) -> None:
+    """timm's own would give 1, 2, 4, 7. The padding of a 3x3 stem is 1: with 2, as some have it, the map grows."""
+    network = build_backbone(BackboneSpec("resnet18", size=size))
+    assert feature_map(network, 3, size) == (512, side, side)
+    stem = convolutions(network)[0]
+    assert (stem.kernel_size, stem.stride, stem.padding) == ((kernel,) * 2, (stride,) * 2, (padding,) * 2)
+    assert has_max_pool(network) == pooled
+    assert network.num_features == 512
+
+
+@pytest.mark.parametrize("size", [28, 64, 128])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "resnet10t"])
+def test_resnets_and_convnexts_keep_4_or_2_times_their_resolution(name: str, size: int) -> None:
+    here = feature_map(build_backbone(BackboneSpec(name, size=size)), 3, size)
+    factor = 4 if size <= 64 else 2
+    native = feature_map(timm.create_model(name, num_classes=0), 3, size * factor)
+    assert here[0] == native[0]
+    assert abs(here[1] - native[1]) <= 1  # a stem without padding loses a pixel
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3", "test_vit_relpos"])
+@pytest.mark.parametrize(("size", "patch"), [(28, 4), (64, 8), (128, 16), (224, 16)])
+def test_vit_patches_give_7_to_14_tokens_a_side(name: str, size: int, patch: int) -> None:
+    network = build_backbone(BackboneSpec(name, size=size))
+    assert network.patch_embed.proj.kernel_size == network.patch_embed.proj.stride == (patch, patch)
+    assert network.patch_embed.grid_size == (size // patch, size // patch)
+    assert 7 <= size // patch <= 14
+    assert encode(network, draw_views(3, size)).shape == (3, network.num_features)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "name",
+    ["small", "test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "mobilenetv3_small_050"],
+)
+def test_features_are_as_wide_as_num_features_says(name: str, channels: int) -> None:
+    network = build_backbone(BackboneSpec(name, channels, 28))
+    assert convolutions(network)[0].in_channels == channels
+    features = encode(network.eval(), draw_views(channels, 28))
+    assert features.shape == (3, network.num_features)
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["small", "test_resnet", "test_vit"])
+def test_a_new_backbone_trains(name: str) -> None:
+    """Built in training mode, with statistics untouched by the check of its shapes, every weight in the graph."""
+    network = build_backbone(BackboneSpec(name))
+    assert all(module.training for module in network.modules())
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert int(module.num_batches_tracked) == 0
+    encode(network, draw_views(3, 28)).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "near"), [("resnet81", "resnet18"), ("smal", "small"), ("test_vitt", "test_vit")])
+def test_an_unknown_backbone_names_near_misses(name: str, near: str) -> None:
+    with pytest.raises(InputError, match=f"unknown backbone '{name}': did you mean .*{near}") as caught:
+        build_backbone(BackboneSpec(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_like_no_other_names_none() -> None:
+    with pytest.raises(InputError, match="unknown backbone 'qqqqqqqq': give 'small' or a model of timm"):
+        build_backbone(BackboneSpec("qqqqqqqq"))
+
+
+@pytest.mark.parametrize("name", ["vgg11", "test_maxvit", "test_coatnet", "levit_128s"])
+def test_a_backbone_that_cannot_take_the_size_is_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=f"backbone '{name}'") as caught:
+        build_backbone(BackboneSpec(name, size=28))
+    assert "\n" not in str(caught.value)
+
+
+def trained(spec: BackboneSpec) -> nn.Module:
+    """A network off its initial state: statistics moved by a few batches, and no weight at 0."""
+    torch.manual_seed(1)
+    network = build_backbone(spec)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape)
+        for _ in range(2):
+            network(1 + 2 * draw_views(spec.channels, spec.size, 8))
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size"),
+    [
+        ("small", 3, 28),
+        ("small", 1, 28),
+        ("resnet18", 3, 28),
+        ("test_resnet", 1, 64),
+        ("test_resnet", 3, 224),
+        ("test_vit", 1, 28),
+        ("test_vit", 3, 64),
+        ("test_convnext", 3, 28),
+        ("vit_tiny_patch16_224", 3, 28),
+    ],
+)
+def test_an_export_gives_the_same_features(name: str, channels: int, size: int, tmp_path: Path) -> None:
+    spec = BackboneSpec(name, channels, size, (0.1, 0.2, 0.3)[:channels], (0.4, 0.5, 0.6)[:channels])
+    network = trained(spec)
+    save_backbone(network, spec, tmp_path / "runs" / "export")
+    again, read = load_backbone(str(tmp_path / "runs" / "export"))
+    assert read == spec
+    assert not again.training
+    with torch.no_grad():
+        views = draw_views(channels, size)
+        assert torch.equal(encode(again, views), encode(network, views))
+    assert (tmp_path / "runs" / "export" / "config.json").exists() == (not stem_is_changed(spec))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "changed"),
+    [
+        ("small", 28, True),
+        ("small", 224, True),
+        ("resnet18", 28, True),
+        ("test_resnet", 128, True),
+        ("test_resnet", 224, False),
+        ("test_vit", 28, False),
+        ("vit_tiny_patch16_224", 28, False),
+    ],
+)
+def test_no_config_is_written_where_timm_would_build_another_network(
+    name: str, size: int, changed: bool, tmp_path: Path
+) -> None:
+    spec = BackboneSpec(name, size=size)
+    assert stem_is_changed(spec) == changed
+    save_backbone(build_backbone(spec), spec, tmp_path)
+    assert (tmp_path / "config.json").exists() != changed
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "config.json") == [
+        "backbone.json",
+        "model.safetensors",
+    ]
+
+
+TIMM_ALONE = """
+import sys
+import timm, torch
+for folder in sys.argv[1:]:
+    network = timm.create_model("local-dir:" + folder, pretrained=True).eval()
+    with torch.no_grad():
+        features = network(torch.load(folder + "/views.pt", weights_only=True))
+    torch.save([features, network.num_features, network.pretrained_cfg["mean"]], folder + "/features.pt")
+assert not any(name.startswith("amimv") for name in sys.modules)
+"""
+
+
+def test_timm_alone_reads_an_export_and_gives_the_same_features(tmp_path: Path) -> None:
+    """In a process that imports only timm and torch, as someone without this package would."""
+    specs = [
+        BackboneSpec("vit_tiny_patch16_224", 3, 28, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        BackboneSpec("test_vit", 1, 64, (0.25,), (0.5,)),
+        BackboneSpec("test_vit3", 3, 128),
+        BackboneSpec("test_resnet", 1, 224, (0.25,), (0.5,)),
+    ]
+    networks = [trained(spec) for spec in specs]
+    folders = [tmp_path / spec.name for spec in specs]
+    for spec, network, folder in zip(specs, networks, folders, strict=True):
+        save_backbone(network, spec, folder)
+        torch.save(draw_views(spec.channels, spec.size), folder / "views.pt")
+    command = [sys.executable, "-c", TIMM_ALONE, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for spec, network, folder in zip(specs, networks, folders, strict=True):
+        features, width, mean = torch.load(folder / "features.pt", weights_only=True)
+        with torch.no_grad():
+            torch.testing.assert_close(features, network(draw_views(spec.channels, spec.size)), rtol=1e-4, atol=1e-5)
+        assert width == network.num_features
+        assert tuple(mean) == spec.mean
+        assert json.loads((folder / "config.json").read_text())["architecture"] == spec.name
+
+
+@pytest.mark.parametrize("missing", ["everything", "backbone.json", "model.safetensors"])
+def test_a_folder_without_an_export_is_refused(missing: str, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    if missing != "everything":
+        spec = BackboneSpec("test_resnet")
+        save_backbone(build_backbone(spec), spec, folder)
+        (folder / missing).unlink()
+    with pytest.raises(InputError, match=r"no exported backbone in .*: expected backbone.json and model.safetensors"):
+        load_backbone(folder)
+
+
+def test_channels_last_views_give_the_same_features() -> None:
+    network = build_backbone(BackboneSpec()).eval()
+    views = draw_views(3, 28)
+    with torch.no_grad():
+        assert torch.equal(encode(network, views), encode(network, views.contiguous(memory_format=torch.channels_last)))

@@ -1,0 +1,68 @@
+"""Evaluate a finished run again: ``python trainers/evaluate.py runs/NAME``. Rewrites the run's ``results.csv``."""
+
+import logging
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from amimv import InputError
+from amimv.models.backbones import load_backbone
+from amimv.trainers.data import describe_data, load_split, load_training_subset
+from amimv.trainers.evaluation import Splits, evaluate_features, print_table, write_results
+from amimv.trainers.run_folder import revision
+from amimv.trainers.settings import check, from_yaml
+
+logger = logging.getLogger("amimv")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of a run, with its config.yaml and backbone/"""
+    label_fractions: tuple[float, ...] = ()
+    """shares of the training labels to use; none given: the run's own"""
+    supervised_steps: int = -1
+    """training of the supervised reference; 0: none; -1: the run's own"""
+    root: str = ""
+    """folder of MedMNIST's files, if it is not where it was"""
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Score the run's exported backbone beside its baselines, write and print the table."""
+    folder = Path(settings.run)
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} holds no run: expected a folder with config.yaml and backbone/")
+    run = from_yaml(folder / "config.yaml")
+    run = replace(
+        run,
+        label_fractions=settings.label_fractions or run.label_fractions,
+        supervised_steps=run.supervised_steps if settings.supervised_steps < 0 else settings.supervised_steps,
+        root=settings.root or run.root,
+    )
+    check(run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone, spec = load_backbone(folder / "backbone", device)
+    train = load_training_subset(run, device).store
+    splits = Splits(train, load_split(run, "val", device), load_split(run, "test", device))
+    rows = evaluate_features(run, splits, spec, backbone, revision(), folder.name)
+    write_results(rows, folder / "results.csv")
+    print_table(rows, f"{describe_data(train)}: {run.method} on {run.recipe}, seed {run.seed}, test split, %")
+
+
+def main() -> None:
+    """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    try:
+        evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
