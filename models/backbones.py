@@ -61,7 +61,10 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
         near = difflib.get_close_matches(spec.name, [SMALL, *timm.list_models()], n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise InputError(f"unknown backbone '{spec.name}': {hint}give '{SMALL}' or a model of timm.list_models()")
-    network = timm.create_model(spec.name, **timm_arguments(spec))
+    try:
+        network = timm.create_model(spec.name, **timm_arguments(spec))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # not every network takes a patch size
+        raise InputError(_cannot_take(spec, error)) from error
     if "img_size" not in timm_arguments(spec):
         _widen_stem(network, spec)
     _check_features(network, spec)
@@ -105,17 +108,30 @@ def _widen_stem(network: nn.Module, spec: BackboneSpec) -> None:
     setattr(network.get_submodule(parent), child, stem)
 
 
+def _cannot_take(spec: BackboneSpec, error: Exception) -> str:
+    return f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({str(error).splitlines()[0]})"
+
+
 def _check_features(network: nn.Module, spec: BackboneSpec) -> None:
     was_training = network.training
     try:
         with torch.no_grad():
             features = network.eval()(torch.zeros(2, spec.channels, spec.size, spec.size))
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({reason})") from error
+        raise InputError(_cannot_take(spec, error)) from error
     if features.ndim != 2:
         raise InputError(f"backbone '{spec.name}' gives features of shape {tuple(features.shape)}, expected (B, D)")
+    # timm's own number leaves out a layer that some networks (MobileNetV3) have behind the pooling.
+    network.num_features = features.shape[1]
     network.train(was_training)
+
+
+def feature_width(network: nn.Module) -> int:
+    """Width of the features that the backbone gives."""
+    width = network.num_features
+    if not isinstance(width, int):
+        raise TypeError(f"num_features is a {type(width).__name__}, expected int")
+    return width
 
 
 def encode(network: nn.Module, views: Tensor) -> Tensor:
@@ -160,8 +176,8 @@ def load_backbone(folder: Path | str, device: torch.device | str = "cpu") -> tup
     folder = Path(folder)
     if not (folder / "backbone.json").is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(f"no exported backbone in {folder}: expected backbone.json and model.safetensors")
-    fields = json.loads((folder / "backbone.json").read_text())
-    spec = BackboneSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    fields: dict[str, Any] = json.loads((folder / "backbone.json").read_text())
+    spec = BackboneSpec(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
     network = build_backbone(spec)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     return network.to(device).eval(), spec

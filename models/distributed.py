@@ -20,8 +20,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
-        # Every process has its own loss of the gathered batch; each row's gradient is the sum over all of them.
+        # Every process has its own loss of the gathered batch; each row's gradient is the sum over all of them. It is
+        # summed in a copy: autograd may hand the same tensor to others.
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 

@@ -26,8 +26,8 @@ def main() -> int:
     print(found.stdout + found.stderr)
     checked = re.search(r"(?:checked|in) (\d+) source files?", found.stdout)
     expected = sum(1 for folder in (*FOLDERS, "amimv") for _ in (ROOT / folder).rglob("*.py"))
-    if checked and found.returncode == 0 and int(checked[1]) != expected:
-        print(f"mypy saw {checked[1]} files, expected {expected}")
+    if checked and found.returncode == 0 and int(checked[1]) < expected:
+        print(f"mypy saw {checked[1]} files, expected at least {expected}")
         return 1
     return found.returncode
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from amimv.models.backbones import BackboneSpec, build_backbone, encode
+from amimv.models.backbones import BackboneSpec, build_backbone, encode, feature_width
 from amimv.pipelines import (
     ImageStore,
     PairLoader,
@@ -103,7 +103,7 @@ def train_supervised(settings: PretrainSettings, spec: BackboneSpec, store: Imag
         Backbone and classifier ``(features) -> (B, n_classes)`` logits.
     """
     backbone = build_random(spec, settings.seed, store.device)
-    classifier = nn.Linear(int(backbone.num_features), store.n_classes).to(store.device)
+    classifier = nn.Linear(feature_width(backbone), store.n_classes).to(store.device)
     network = nn.Sequential(backbone, classifier)
     optimizer = create_optimizer_v2(network, opt="adamw", lr=5e-3, weight_decay=1e-4)
     recipe = Recipe("supervised", ((View(0, soften(settings.policy())),),))
@@ -171,9 +171,8 @@ def evaluate_features(
         if settings.supervised_steps:
             logger.info("training the supervised reference on %d labels", len(labelled))
             supervised = train_supervised(settings, spec, labelled)
-            features["supervised"] = tuple(
-                extract_features(supervised[0], s, spec) for s in (labelled, splits.val, splits.test)
-            )
+            train, val, test = (extract_features(supervised[0], s, spec) for s in (labelled, splits.val, splits.test))
+            features["supervised"] = (train, val, test)
         for name, (train, val, test) in features.items():
             y = (labelled.labels, splits.val.labels)
             scores, k = knn_probe(train, y[0], val, y[1], test, labelled.n_classes)
@@ -186,7 +185,7 @@ def evaluate_features(
     return rows
 
 
-def _majority(labelled: ImageStore, test: ImageStore) -> tuple[str, str, str, Tensor]:
+def _majority(labelled: ImageStore, test: ImageStore) -> tuple[str, str, int | str, Tensor]:
     """Scores of always answering by the training frequencies, so that the largest class wins."""
     shares = torch.tensor(labelled.class_counts(), device=test.device) / len(labelled)
     return "majority", "", "", shares.expand(len(test), -1)

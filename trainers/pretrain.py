@@ -239,7 +239,7 @@ def read_losses(run: Training) -> None:
     if not run.unread:
         return
     values = torch.stack([value for _, value, _ in run.unread]).tolist()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (row, _, indices), (loss, spread) in zip(run.unread, values, strict=True):
         if not math.isfinite(loss):
             write_good_rows(run, rows)
@@ -285,9 +285,9 @@ def refresh_clusters(run: Training, epoch: int) -> None:
     assignments = torch.zeros(len(run.store), dtype=torch.int64, device=run.store.device)
     if run.accelerator.is_main_process:
         features = extract_features(run.method.online.backbone, run.store, run.spec)
-        features = nn.functional.normalize(features, dim=1).cpu().numpy()
+        rows = nn.functional.normalize(features, dim=1).cpu().numpy()
         kmeans = MiniBatchKMeans(min(s.clusters, len(run.store)), random_state=s.seed + epoch, n_init=1)
-        assignments = torch.from_numpy(kmeans.fit_predict(features)).to(assignments)
+        assignments = torch.from_numpy(kmeans.fit_predict(rows)).to(assignments)
     if run.accelerator.num_processes > 1:
         dist.broadcast(assignments, src=0)
     run.loader.set_clusters(assignments)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import mimv_loss
@@ -41,7 +42,7 @@ class Mimv(nn.Module):
     def __init__(self, backbone: nn.Module, settings: MimvSettings) -> None:
         super().__init__()
         self.settings = settings
-        width = int(backbone.num_features)
+        width = feature_width(backbone)
         hidden = settings.projector_hidden or width
         self.online = Encoder(backbone, build_mlp((width, hidden, hidden, settings.projector_out or width // 4)))
         self.teacher = copy_teacher(self.online)

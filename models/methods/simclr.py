@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import nt_xent
@@ -28,7 +29,7 @@ class Simclr(nn.Module):
     def __init__(self, backbone: nn.Module, settings: SimclrSettings) -> None:
         super().__init__()
         self.settings = settings
-        widths = (int(backbone.num_features), settings.projector_hidden, settings.projector_out)
+        widths = (feature_width(backbone), settings.projector_hidden, settings.projector_out)
         self.online = Encoder(backbone, build_mlp(widths, norm=False, last_norm=False))
 
     def begin_step(self, step: int, total_steps: int) -> None:

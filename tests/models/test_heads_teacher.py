@@ -88,7 +88,7 @@ def test_the_copy_is_in_the_same_mode(training: bool) -> None:
 def test_the_teacher_moves_as_in_a_loop_and_its_buffers_do_not(momentum: float) -> None:
     network = build_network()
     teacher = changed(copy_teacher(network), -0.7)
-    expected = {name: [float(v) for v in p.flatten()] for name, p in teacher.named_parameters()}
+    expected = {name: p.detach().flatten().tolist() for name, p in teacher.named_parameters()}
     buffers = {name: b.clone() for name, b in teacher.named_buffers()}
     for step in range(3):
         changed(network, 0.3 * (step + 1))
@@ -97,7 +97,7 @@ def test_the_teacher_moves_as_in_a_loop_and_its_buffers_do_not(momentum: float) 
         for name, p in network.named_parameters():
             expected[name] = [
                 momentum * old + (1 - momentum) * float(new)
-                for old, new in zip(expected[name], p.flatten(), strict=True)
+                for old, new in zip(expected[name], p.detach().flatten(), strict=True)
             ]
         for name, tensor in state(online).items():
             assert torch.equal(tensor, state(network)[name])
