@@ -58,7 +58,8 @@ def hashes(key: Key, positions: Tensor, n: int) -> Tensor:
         ``(..., n)`` ``int64``, uniform over all 64-bit patterns, on the device of ``positions``.
     """
     state = positions
-    for field in key:
+    # The seed is spread over all bits: as it is, a small seed would only swap the numbers of nearby positions.
+    for field in key._replace(seed=key.seed * _MIX_1):
         word = _signed(field) if isinstance(field, int) else field
         state = _mix((state + _GAMMA) ^ word)
     counters = torch.arange(1, n + 1, device=positions.device) * _GAMMA

@@ -201,11 +201,14 @@ def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"unknown {what} '{value}': {hint}choose from {', '.join(choices)}")
 
 
-@cache
 def settings_class(method: str) -> type[PretrainSettings]:
-    """`PretrainSettings` with the fields of a method's own settings."""
+    """`PretrainSettings` with the fields of a method's own settings; one class for a method and its alias."""
     check_choice("method", method, (*METHOD_ALIASES, *METHODS))
-    method = METHOD_ALIASES.get(method, method)
+    return _combined(METHOD_ALIASES.get(method, method))
+
+
+@cache
+def _combined(method: str) -> type[PretrainSettings]:
     bases = (METHODS[method].settings, PretrainSettings)
     made = make_dataclass("Settings", [], bases=bases, frozen=True, namespace={"__module__": __name__})
     return cast(type[PretrainSettings], made)

@@ -1,6 +1,7 @@
 """Heads layer by layer, and the moving-average teacher against a plain loop."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -34,9 +35,7 @@ def test_layers_of_a_head(widths: tuple[int, ...], norm: bool, last_norm: bool, 
     head = build_mlp(widths, norm=norm, last_norm=last_norm)
     assert kinds(head) == expected
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == list(
-        zip(widths[:-1], widths[1:], strict=True)
-    )
+    assert [(layer.in_features, layer.out_features) for layer in linear] == list(itertools.pairwise(widths))
     normed = [i for i, kind in enumerate(expected) if kind == "B"]
     assert [head[i].num_features for i in normed] == [head[i - 1].out_features for i in normed]
     assert head(torch.ones(3, widths[0])).shape == (3, widths[-1])
@@ -46,7 +45,7 @@ def test_a_head_normalises_by_default() -> None:
     assert kinds(build_mlp((4, 4, 4))) == "lBRlB"
 
 
-def build_network() -> nn.Module:
+def build_network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
 
@@ -112,9 +111,9 @@ def test_the_teachers_statistics_come_from_its_own_forward_passes() -> None:
     teacher = copy_teacher(network)
     with torch.no_grad():
         teacher(torch.full((2, 3, 4, 4), 5.0))
-    assert int(teacher[1].num_batches_tracked) == 1
-    assert int(network[1].num_batches_tracked) == 0
-    assert not torch.equal(teacher[1].running_mean, network[1].running_mean)
+    assert teacher.get_buffer("1.num_batches_tracked") == 1
+    assert network.get_buffer("1.num_batches_tracked") == 0
+    assert not torch.equal(teacher.get_buffer("1.running_mean"), network.get_buffer("1.running_mean"))
 
 
 def test_updating_leaves_no_graph() -> None:

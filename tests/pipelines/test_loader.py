@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from amimv import InputError
 from amimv.pipelines import loader as loader_module
 from amimv.pipelines.loader import PairBatch, PairLoader, render
-from amimv.pipelines.params import ViewPolicy
+from amimv.pipelines.params import ViewParams, ViewPolicy
 from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
 from amimv.pipelines.samplers import SAMPLERS
 from amimv.pipelines.stores import MULTI_LABEL, ImageStore, channel_statistics
@@ -110,8 +110,8 @@ def test_indices_of_an_epoch() -> None:
 
 def test_sampler_and_partner_are_independent_settings() -> None:
     store = build_store(counts=(560, 30, 10))
-    for settings, slot in (({"sampler": "class-balanced"}, 0), ({"partner": "class-balanced"}, 1)):
-        labels = store.labels[PairLoader(store, get_recipe("mimv"), 600, **settings).epoch_indices(0)[:, 0]]
+    for slot, samplers in enumerate((("class-balanced", "uniform"), ("uniform", "class-balanced"))):
+        labels = store.labels[PairLoader(store, get_recipe("mimv"), 600, *samplers).epoch_indices(0)[:, 0]]
         rare = [(labels[s] != 0).float().mean() for s in (slot, 1 - slot)]
         assert rare[0] == pytest.approx(2 / 3, abs=0.1)
         assert rare[1] < 0.15
@@ -360,7 +360,7 @@ def test_clusters_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
 def test_an_unknown_backend_of_render() -> None:
     batch = build_store().images[:2]
     with pytest.raises(InputError, match="unknown backend 'pil': choose from kornia, dali"):
-        render(batch, None, backend="pil")  # type: ignore[arg-type]
+        render(batch, ViewParams(None, (0.5,) * 3, (0.5,) * 3), backend="pil")
 
 
 @pytest.mark.gpu

@@ -1,0 +1,346 @@
+"""The real command: exact resume, signals, bad input, two processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amimv.pipelines import SAMPLERS, PairLoader, get_recipe, load_store
+from amimv.trainers import pretrain as module
+
+SCRIPT = Path(module.__file__)
+ROOT = Path(__file__).resolve().parents[2]
+N_TRAIN = 96
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom of 96 training images in MedMNIST's layout, so that a whole run takes seconds."""
+    from amimv.pipelines.phantom import generate_phantom
+
+    arrays = {}
+    for split, counts in (("train", (30, 20, 14, 12, 8, 7, 5)), ("val", (4,) * 7), ("test", (4,) * 7)):
+        images, labels = generate_phantom(split, seed=7, counts=counts)
+        arrays |= {f"{split}_images": images.numpy(), f"{split}_labels": labels[:, None].numpy()}
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), *flags]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **more}
+
+
+def run(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*flags), cwd=folder, env=environment(**more), capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def quick(data: Path, *flags: str) -> tuple[str, ...]:
+    """Flags of a run of a few seconds; 6 steps an epoch."""
+    return (
+        *("--data", str(data), "--batch-size", "16", "--steps", "20", "--log-every", "3", "--knn-every", "2"),
+        *("--no-evaluate", "--name", "r", *flags),
+    )
+
+
+def own_last_line(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stderr.replace("\r", "\n").strip().splitlines()[-1]
+
+
+# One whole run, and what it leaves
+
+
+def test_a_run_leaves_everything_it_promises_and_its_config_runs_again(tiny_npz: Path, tmp_path: Path) -> None:
+    flags = ("--data", str(tiny_npz), "--batch-size", "16", "--steps", "8", "--supervised-steps", "4")
+    first = run(tmp_path, *flags, "--knn-every", "1", "--name", "first", "--tracker", "tensorboard")
+    assert first.returncode == 0, first.stderr
+    assert "pretrained" in first.stdout
+    folder = tmp_path / "runs" / "first"
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "timings.jsonl", "results.csv", "curves.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert (folder / "backbone" / "model.safetensors").is_file()
+    assert any((folder / "checkpoints").iterdir())
+    assert list(folder.rglob("events.out.tfevents*")), "the tracker wrote nothing"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert any("knn_val" in row for row in rows)
+    with_config = ("--config", str(folder / "config.yaml"), "--name", "second", "--tracker", "", "--no-evaluate")
+    second = run(tmp_path, *with_config)
+    assert second.returncode == 0, second.stderr
+    again = tmp_path / "runs" / "second" / "metrics.jsonl"
+    assert again.read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("flags", [("--mixed-precision", "bf16"), ("--backend", "dali"), ("--recipe", "multi-crop")])
+def test_other_ways_to_run(tiny_npz: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    if "dali" in flags:
+        pytest.importorskip("nvidia.dali", reason="nvidia-dali is not installed")
+    result = run(tmp_path, *quick(tiny_npz, "--method", "simclr", *flags))
+    assert result.returncode == 0, result.stderr
+
+
+# Exact resume
+
+CLUSTERED = ("--sampler", "cluster-balanced", "--cluster-every", "1", "--clusters", "3", "--accumulation", "2")
+RESUMED = {
+    "mimv-clustered-accumulated": ("--method", "mimv", *CLUSTERED),
+    "simclr": ("--method", "simclr", "--partner", "class-balanced"),
+}
+
+
+@pytest.mark.parametrize("flags", RESUMED.values(), ids=RESUMED)
+def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
+    tiny_npz: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    flags = quick(tiny_npz, "--save-every", "4", *flags)
+    assert run(whole, *flags).returncode == 0
+    process = subprocess.Popen(
+        command(*flags, "--resume", "auto"), cwd=broken, env=environment(), stderr=subprocess.DEVNULL
+    )
+    # Step 8 is inside the second epoch, after its clustering.
+    _wait_for(broken / "runs" / "r" / "checkpoints" / "step-00000008.pt", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    log = broken / "runs" / "r" / "metrics.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 9, "loss": 1')  # a torn last line
+    result = run(broken, *flags, "--resume", "auto")
+    assert result.returncode == 0, result.stderr
+    assert log.read_bytes() == (whole / "runs" / "r" / "metrics.jsonl").read_bytes()
+
+
+def test_resume_passes_over_a_torn_checkpoint(tiny_npz: Path, tmp_path: Path) -> None:
+    flags = quick(tiny_npz, "--save-every", "4", "--resume", "auto")
+    assert run(tmp_path, *flags).returncode == 0
+    folder = tmp_path / "runs" / "r"
+    expected = (folder / "metrics.jsonl").read_bytes()
+    newest = sorted((folder / "checkpoints").glob("*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    result = run(tmp_path, *flags)
+    assert result.returncode == 0, result.stderr
+    assert "going back one checkpoint" in result.stderr
+    assert (folder / "metrics.jsonl").read_bytes() == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_75(tiny_npz: Path, tmp_path: Path, number: signal.Signals) -> None:
+    flags = quick(tiny_npz, "--steps", "4000", "--knn-every", "0", "--save-every", "100000")
+    process = subprocess.Popen(command(*flags), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    _wait_for(tmp_path / "runs" / "r" / "metrics.jsonl", process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert stderr.replace("\r", "\n").strip().splitlines()[-1].endswith("go on with --resume auto")
+    assert len(list((tmp_path / "runs" / "r" / "checkpoints").glob("*.pt"))) == 1
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, f"the run ended (status {process.returncode}) before it wrote {path.name}"
+        time.sleep(0.05)
+    raise AssertionError(f"{path.name} was never written")
+
+
+def test_a_nan_stops_the_run_and_names_the_step_and_its_pairs(tiny_npz: Path, tmp_path: Path) -> None:
+    # The published self term subtracts more than a column of 16 rows can hold: NaN by its own arithmetic.
+    flags = quick(tiny_npz, "--method", "mimv", "--self-term", "published", "--save-every", "1")
+    result = run(tmp_path, *flags)
+    assert result.returncode == 1
+    line = own_last_line(result)
+    assert "loss is nan at step 1 " in line
+    assert "learning rate" in line
+    report = json.loads((tmp_path / "runs" / "r" / "not_finite.json").read_text())
+    assert report["step"] == 1
+    assert np.array(report["pairs"]).shape == (16, 2)
+    assert not list((tmp_path / "runs" / "r").glob("checkpoints/*.pt")), "a checkpoint past a loss that is not finite"
+
+
+# Bad input: one clear line, status 2, earlier results untouched
+
+
+def _bad_arrays(data: Path, folder: Path, **changed: np.ndarray | None) -> str:
+    with np.load(data) as arrays:
+        content = {**arrays, **{k: v for k, v in changed.items() if v is not None}}
+    for name, value in changed.items():
+        if value is None:
+            del content[name]
+    path = folder / "bad.npz"
+    np.savez(path, **content)
+    return str(path)
+
+
+BAD_FLAGS = {
+    "missing file": (("--data", "nowhere.npz"), "nowhere.npz"),
+    "unknown data set": (("--data", "retinamnst"), "retinamnist"),
+    "unknown method": (("--method", "simcrl"), "simclr"),
+    "unknown recipe": (("--recipe", "mimvv"), "mimv"),
+    "unknown sampler": (("--sampler", "clas-balanced"), "class-balanced"),
+    "unknown backbone": (("--backbone", "resnet81"), "resnet18"),
+    "unknown optimizer": (("--optimizer", "adamww"), "adamw"),
+    "missing config": (("--config", "nowhere.yaml"), "nowhere.yaml"),
+    "crop larger than image": (("--view-size", "64"), "larger than the images"),
+    "batch larger than data": (("--batch-size", "500"), "96 images"),
+    "batch not divisible": (("--accumulation", "3"), "does not divide"),
+    "bad probability": (("--hflip", "1.5"), "probability"),
+    "impossible ratio": (("--rho", "0.5"), "0.5"),
+    "fp16 without gpu": (("--mixed-precision", "fp16"), "GPU"),
+    "no length": (("--steps", "0"), "--epochs or --steps"),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_bad_flags_end_in_one_line(
+    tiny_npz: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    said: str,
+) -> None:
+    if "fp16" in flags and torch.cuda.is_available():
+        pytest.skip("there is a GPU, where fp16 works")
+    _main_fails(tmp_path, capsys, monkeypatch, quick(tiny_npz, *flags), said)
+
+
+def _main_fails(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    said: str,
+) -> None:
+    """The command's own main in this process: importing torch anew for each case would take minutes."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags])
+    with pytest.raises(SystemExit) as exit_info:
+        module.main()
+    assert exit_info.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_bad_files_end_in_one_line(
+    tiny_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = np.full((96, 28, 28, 3), np.nan, dtype=np.float32)
+    bad = [
+        (_bad_arrays(tiny_npz, tmp_path, train_images=nan), "NaN"),
+        (_bad_arrays(tiny_npz, tmp_path, val_labels=None), "val_labels"),
+    ]
+    for i, (path, said) in enumerate(bad):
+        _main_fails(tmp_path, capsys, monkeypatch, (*quick(Path(path)), "--name", f"n{i}"), said)
+        tmp_path.joinpath("bad.npz").unlink(missing_ok=True)
+        if i == 0:
+            bad[1] = (_bad_arrays(tiny_npz, tmp_path, val_labels=None), "val_labels")
+    garbled = tmp_path / "garbled.npz"
+    garbled.write_bytes(b"this is no archive")
+    _main_fails(tmp_path, capsys, monkeypatch, (*quick(garbled), "--name", "n3"), "garbled.npz")
+    labels = np.zeros((96, 1), dtype=np.uint8)
+    labels[:48] = 2
+    path = _bad_arrays(tiny_npz, tmp_path, train_labels=labels)
+    flags = (*quick(Path(path), "--sampler", "class-balanced"), "--name", "n4")
+    _main_fails(tmp_path, capsys, monkeypatch, flags, "class 1")
+
+
+def test_a_wrong_md5_ends_in_one_line(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = bytearray((real_data / "breastmnist.npz").read_bytes())
+    broken[5000] ^= 1
+    (tmp_path / "breastmnist.npz").write_bytes(broken)
+    flags = ("--data", "breastmnist", "--root", str(tmp_path), "--name", "r")
+    _main_fails(tmp_path, capsys, monkeypatch, flags, "MD5")
+
+
+def test_a_second_start_leaves_the_first_untouched(tiny_npz: Path, tmp_path: Path) -> None:
+    flags = quick(tiny_npz, "--steps", "4")
+    assert run(tmp_path, *flags).returncode == 0
+    folder = tmp_path / "runs" / "r"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = run(tmp_path, *flags)
+    other = run(tmp_path, *flags, "--resume", "auto", "--lr", "0.1")
+    for result, said in ((again, "--resume auto"), (other, "lr 0.005, not 0.1")):
+        assert result.returncode == 2
+        assert own_last_line(result).startswith("error: ")
+        assert said in own_last_line(result)
+        assert "Traceback" not in result.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+# Two processes
+
+
+def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
+    more = environment(ACCELERATE_USE_CPU="true")
+    return subprocess.run(launcher, cwd=folder, env=more, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_two_processes_see_the_pairs_of_one_and_start_from_its_loss(tiny_npz: Path, tmp_path: Path) -> None:
+    """A ViT has no batch statistics in the backbone, and the projector's are taken out by the worker."""
+    two = torchrun(tmp_path, str(Path(__file__).parent / "two_process_worker.py"), str(tiny_npz), str(tmp_path))
+    assert two.returncode == 0, two.stderr
+    one = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "two_process_worker.py"), str(tiny_npz), str(tmp_path)],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    parts = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]
+    whole = torch.load(tmp_path / "1-0.pt")
+    assert [part["processes"] for part in parts] == [2, 2]
+    for name in SAMPLERS:
+        assert torch.equal(torch.cat([part["pairs"][name] for part in parts], dim=1), whole["pairs"][name]), name
+    for method in ("mimv", "simclr"):
+        for part in parts:
+            torch.testing.assert_close(part[method]["loss"], whole[method]["loss"], rtol=1e-5, atol=0)
+        for name, gradient in whole[method]["gradients"].items():
+            scale = float(gradient.abs().max()) or 1.0
+            error = float((parts[0][method]["gradients"][name] - gradient).abs().max())
+            assert error <= 1e-5 * scale, (method, name, error / scale)
+
+
+def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> None:
+    result = torchrun(tmp_path, str(SCRIPT), *quick(tiny_npz, "--sampler", "cluster-balanced", "--cluster-every", "1"))
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["processes"] == 2
+    bad = torchrun(tmp_path, str(SCRIPT), *quick(tiny_npz, "--batch-size", "15", "--name", "bad"))
+    assert bad.returncode != 0
+    own = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
+    assert own == ["error: batch size 15 does not divide by 2 processes x 1 micro-batches"]
+
+
+def test_loader_on_the_real_sets(real_data: Path) -> None:
+    for name, channels in (("retinamnist", 3), ("breastmnist", 1), (str(real_data / "ham10000_28.npz"), 3)):
+        store = load_store(name, root=real_data)
+        pair = next(iter(PairLoader(store, get_recipe("amimv"), 32, sampler="class-balanced").epoch(0)))
+        assert pair.sides[0][0].shape == (32, channels, 28, 28)
+        assert torch.equal(pair.labels, store.labels[pair.indices])
+        assert all(view.isfinite().all() for side in pair.sides for view in side)
+
+
+def test_the_script_is_where_the_package_says() -> None:
+    assert shutil.which("amimv-pretrain", path=str(Path(sys.executable).parent)), "the console script is missing"
+    assert SCRIPT.name == "pretrain.py"

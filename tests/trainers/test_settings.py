@@ -1,0 +1,332 @@
+"""Settings: which layer wins, where each value came from, and one clear line for each thing that can be wrong."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from amimv import InputError
+from amimv.models.backbones import BackboneSpec, build_backbone
+from amimv.models.methods import METHODS
+from amimv.trainers.settings import CONFIGS, PretrainSettings, check, from_yaml, resolve, to_yaml
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(*flags: str) -> str:
+    """The one line that resolving these flags ends in."""
+    with pytest.raises(InputError) as caught:
+        resolve(list(flags))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def refused_file(folder: Path, text: str) -> str:
+    message = refused("--config", str(write(folder, text)))
+    assert "own.yaml" in message
+    return message
+
+
+# Layers
+
+
+def test_each_layer_wins_over_those_below_it(tmp_path: Path) -> None:
+    config = write(tmp_path, "weight_decay: 0.5\nwarmup: 0.25\n")
+    settings, sources = resolve(
+        ["--method", "mimv", "--preset", "small", "--config", str(config), "--warmup", "0.125"]
+    )
+    method_file = yaml.safe_load((CONFIGS / "mimv.yaml").read_text())
+    preset_file = yaml.safe_load((CONFIGS / "presets" / "small.yaml").read_text())
+    # warmup stands in all layers, weight_decay in all but the flags, and so on down to the dataclass.
+    assert (settings.warmup, sources["warmup"]) == (0.125, "flag")
+    assert (settings.weight_decay, sources["weight_decay"]) == (0.5, str(config))
+    assert (settings.optimizer, sources["optimizer"]) == (preset_file["optimizer"], "preset small")
+    assert settings.optimizer != method_file["optimizer"]
+    momentum = (settings.optimizer_momentum, sources["optimizer_momentum"])
+    assert momentum == (method_file["optimizer_momentum"], "configs/mimv.yaml")
+    assert (settings.grey_p, sources["grey_p"]) == (PretrainSettings.grey_p, "default")
+    assert (settings.recipe, sources["recipe"]) == ("mimv", "configs/mimv.yaml")
+    assert set(sources) == set(vars(settings))
+
+
+def test_the_order_on_the_command_line_does_not_matter(tmp_path: Path) -> None:
+    config = str(write(tmp_path, "lr: 0.25\nhue: 0.0\nmethod: simclr\n"))
+    flags = [("--config", config), ("--preset", "none"), ("--lr", "0.125"), ("--backbone", "resnet18")]
+    found = [resolve(list(itertools.chain(*order))) for order in itertools.permutations(flags)]
+    assert all(one == found[0] for one in found)
+    settings, sources = found[0]
+    assert (settings.lr, settings.hue, settings.method) == (0.125, 0.0, "simclr")
+    assert (sources["lr"], sources["hue"], sources["method"]) == ("flag", config, config)
+
+
+def test_forms_of_flags() -> None:
+    settings, sources = resolve(
+        ["--method=simclr", "--lr=0.25", "--batch_size", "8", "--no-evaluate", "--no-sync-bn", "--compile"]
+    )
+    assert settings.method == "simclr"
+    assert (settings.lr, settings.batch_size, settings.evaluate) == (0.25, 8, False)
+    assert (settings.sync_bn, settings.compile) == (False, True)
+    for name in ("method", "lr", "batch_size", "evaluate", "sync_bn", "compile"):
+        assert sources[name] == "flag", name
+    assert sources["seed"] == "default"
+
+
+def test_a_flag_that_repeats_the_value_below_it_is_still_a_flag() -> None:
+    settings, sources = resolve(["--seed", "0", "--label-fractions", "0.1", "1"])
+    assert (settings.seed, sources["seed"]) == (0, "flag")
+    assert settings.label_fractions == (0.1, 1.0)
+
+
+def test_an_unknown_flag_ends_in_tyros_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        resolve(["--backbon", "resnet18"])
+    assert caught.value.code == 2
+    assert "--backbone" in capsys.readouterr().err
+
+
+def test_settings_of_one_method_are_not_those_of_another(tmp_path: Path) -> None:
+    settings, _ = resolve(["--method", "mimv", "--near-zero", "none", "--momentum", "0.5"])
+    assert vars(settings)["near_zero"] is None
+    assert vars(settings)["momentum"] == 0.5
+    config = write(tmp_path, "near_zero: null\nlow: -0.5\n")
+    settings, _ = resolve(["--method", "mimv", "--config", str(config)])
+    assert vars(settings)["near_zero"] is None
+    assert vars(settings)["low"] == -0.5
+    assert "near_zero" in refused("--method", "simclr", "--config", str(config))
+
+
+# Aliases, presets, lengths
+
+
+@pytest.mark.parametrize(
+    ("flags", "method", "recipe"),
+    [
+        ((), "mimv", "amimv-strength"),
+        (("--method", "amimv"), "mimv", "amimv-strength"),
+        (("--method", "mimv"), "mimv", "mimv"),
+        (("--method", "simclr"), "simclr", "two-view"),
+        (("--method", "simclr", "--recipe", "amimv"), "simclr", "amimv-strength"),
+        (("--method", "amimv", "--recipe", "amimv-roles"), "mimv", "amimv-roles"),
+    ],
+)
+def test_aliases_are_resolved(flags: tuple[str, ...], method: str, recipe: str) -> None:
+    settings, _ = resolve(list(flags))
+    assert (settings.method, settings.recipe) == (method, recipe)
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ((), "small"),
+        (("--data", "retinamnist"), "small"),
+        (("--backbone", "resnet18"), "small"),
+        (("--data", "retinamnist", "--backbone", "resnet18"), "none"),
+        (("--data=retinamnist", "--backbone=resnet18", "--preset=dermatoscopy"), "dermatoscopy"),
+        (("--preset", "none"), "none"),
+    ],
+)
+def test_preset_auto_is_small_for_phantom_and_the_small_backbone_only(flags: tuple[str, ...], preset: str) -> None:
+    settings, sources = resolve(list(flags))
+    assert settings.preset == preset
+    assert (f"preset {preset}" in sources.values()) == (preset != "none")
+
+
+def test_preset_auto_looks_into_the_config_file_too(tmp_path: Path) -> None:
+    config = write(tmp_path, "data: retinamnist\nbackbone: resnet18\n")
+    assert resolve(["--config", str(config)])[0].preset == "none"
+    assert resolve(["--config", str(config), "--backbone", "small"])[0].preset == "small"
+
+
+@pytest.mark.parametrize("preset", ["small", "dermatoscopy"])
+def test_a_presets_part_for_one_method(preset: str) -> None:
+    simclr, sources = resolve(["--method", "simclr", "--preset", preset])
+    assert (vars(simclr)["projector_hidden"], vars(simclr)["projector_out"]) == (128, 64)
+    assert sources["projector_hidden"] == f"preset {preset}"
+    for method in ("mimv", "amimv"):
+        other, sources = resolve(["--method", method, "--preset", preset])
+        assert (vars(other)["projector_hidden"], sources["projector_hidden"]) == (0, "default")
+
+
+def test_the_length_of_a_higher_layer_unsets_the_other_below(tmp_path: Path) -> None:
+    def length(*flags: str) -> tuple[int, int]:
+        settings, _ = resolve(["--method", "mimv", *flags])
+        return settings.epochs, settings.steps
+
+    assert length("--preset", "none") == (2000, 0)
+    assert length("--preset", "small") == (0, 700)
+    epochs = str(write(tmp_path, "epochs: 3\n"))
+    assert length("--config", epochs) == (3, 0)
+    assert length("--steps", "9", "--config", epochs) == (0, 9)
+    assert length("--preset", "small", "--epochs", "2") == (2, 0)
+    assert length("--preset", "none", "--steps=5") == (0, 5)
+
+
+def test_both_lengths_in_one_layer_are_an_error(tmp_path: Path) -> None:
+    message = refused("--epochs", "3", "--steps", "4")
+    assert "command line" in message
+    assert "both epochs and steps" in message
+    assert "both epochs and steps" in refused_file(tmp_path, "epochs: 3\nsteps: 4\n")
+
+
+def test_no_length_is_an_error() -> None:
+    assert "--epochs or --steps" in refused("--preset", "none", "--epochs", "0")
+
+
+# Published defaults
+
+
+def linear_shapes(settings: PretrainSettings) -> list[tuple[int, int]]:
+    """(in, out) of the projector's layers on a ResNet-18."""
+    backbone = build_backbone(BackboneSpec(settings.backbone))
+    method = METHODS[settings.method].build(backbone, settings)
+    return [tuple(w.shape[::-1]) for n, w in method.online.projector.named_parameters() if w.ndim == 2]
+
+
+def hard_augmentation(s: PretrainSettings) -> tuple[object, ...]:
+    jitter = (s.brightness, s.contrast, s.saturation, s.hue, s.jitter_p)
+    return (*jitter, s.grey_p, s.crop_min, s.crop_max, s.hflip, s.vflip, s.rotation, s.blur_p, s.solarise_p)
+
+
+def test_published_defaults_of_mimv() -> None:
+    settings, _ = resolve(["--method", "mimv", "--backbone", "resnet18", "--preset", "none"])
+    s = settings
+    assert (s.epochs, s.steps, s.epochs * s.warmup) == (2000, 0, pytest.approx(200))
+    assert (s.optimizer, s.lr, s.optimizer_momentum, s.weight_decay) == ("sgd", 3.0, 0.9, 1e-4)
+    assert (s.batch_size, s.lr_batch) == (1024, 1024)
+    assert (vars(s)["temperature"], vars(s)["momentum"]) == (0.3, 0.9)
+    assert (s.recipe, s.sampler, s.partner, s.partners) == ("mimv", "uniform", "uniform", 1)
+    assert linear_shapes(s) == [(512, 512), (512, 512), (512, 128)]
+    assert hard_augmentation(s) == (0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.08, 1.0, 0.5, 0.0, 0.0, 0.5, 0.0)
+
+
+def test_published_defaults_of_simclr() -> None:
+    settings, _ = resolve(["--method", "simclr", "--backbone", "resnet18", "--preset", "none"])
+    s = settings
+    assert (s.epochs * s.warmup, s.batch_size, s.lr_batch) == (pytest.approx(10), 256, 256)
+    assert (s.optimizer, s.lr, s.weight_decay) == ("lars", 0.4, 1e-4)
+    assert vars(s)["temperature"] == 0.2
+    assert linear_shapes(s) == [(512, 2048), (2048, 256)]
+
+
+# What can be wrong
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--method", "simcrl"), "unknown method 'simcrl': did you mean simclr"),
+        (("--recipe", "two-veiw"), "unknown recipe 'two-veiw': did you mean two-view"),
+        (("--sampler", "class-balance"), "unknown sampler 'class-balance': did you mean class-balanced"),
+        (("--partner", "square"), "unknown partner sampler 'square': did you mean square-root"),
+        (("--preset", "smal"), "unknown preset 'smal': did you mean small"),
+        (("--backend", "korni"), "unknown backend 'korni': did you mean kornia"),
+        (("--profile", "expo"), "unknown profile 'expo': did you mean exp"),
+        (("--size", "32"), "unknown size '32'"),
+        (("--resume", "yes"), "unknown resume mode 'yes'"),
+        (("--warmup", "1"), "warmup is 1.0"),
+        (("--label-fractions", "0"), "label fractions are (0.0,)"),
+        (("--partners", "0"), "partners is 0, expected at least 1"),
+        (("--crop-min", "0"), "crop is (0.0, 1.0)"),
+        (("--hflip", "2"), "hflip is 2.0"),
+    ],
+)
+def test_bad_values_on_the_command_line(flags: tuple[str, ...], expected: str) -> None:
+    assert expected in refused(*flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("batchsize: 3\n", "unknown setting 'batchsize': did you mean batch_size"),
+        ("qqqq: 3\n", "unknown setting 'qqqq', see --help"),
+        ("1: 3\n", "unknown setting '1'"),
+        ("batch_size: many\n", "batch_size is 'many', expected int"),
+        ("batch_size: true\n", "batch_size is True, expected int"),
+        ("batch_size: 2.5\n", "batch_size is 2.5, expected int"),
+        ("batch_size: .inf\n", "batch_size is inf, expected int"),
+        ("batch_size: [3]\n", "batch_size is [3], expected int"),
+        ("lr: high\n", "lr is 'high', expected float"),
+        ("lr: true\n", "lr is True, expected float"),
+        ("lr:\n", "lr is None, expected float"),
+        ("evaluate: 1\n", "evaluate is 1, expected bool"),
+        ("evaluate: never\n", "evaluate is 'never', expected bool"),
+        ("name: 3\n", "name is 3, expected str"),
+        ("label_fractions: 0.5\n", "label_fractions is 0.5, expected"),
+        ("label_fractions: [some]\n", "label_fractions is ['some'], expected"),
+        ("near_zero: small\n", "near_zero is 'small', expected float"),
+        ("- lr\n", "holds no settings"),
+        ("", "holds no settings"),
+        ("lr: [1,\n", "not a readable YAML file"),
+        ("lr: !!python/object/apply:os.getcwd []\n", "not a readable YAML file"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refused_file(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    assert "no such config file" in refused("--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    assert "not a readable YAML file" in refused("--config", str(tmp_path / "binary.yaml"))
+    assert "not a readable YAML file" in refused("--config", str(tmp_path))
+
+
+def test_bad_choices_in_a_file_are_found_as_well(tmp_path: Path) -> None:
+    config = str(write(tmp_path, "method: mimw\n"))
+    assert "unknown method 'mimw': did you mean mimv" in refused("--config", config)
+    config = str(write(tmp_path, "preset: smal\n"))
+    assert "unknown preset 'smal': did you mean small" in refused("--config", config)
+
+
+def test_numbers_that_yaml_reads_as_text_are_fine(tmp_path: Path) -> None:
+    config = write(tmp_path, "lr: 5e-3\nweight_decay: 0\nbatch_size: 64.0\nlabel_fractions: [1e-2, 1]\n")
+    settings, _ = resolve(["--config", str(config)])
+    assert (settings.lr, settings.weight_decay, settings.batch_size) == (0.005, 0.0, 64)
+    assert isinstance(settings.weight_decay, float)
+    assert isinstance(settings.batch_size, int)
+    assert settings.label_fractions == (0.01, 1.0)
+
+
+# There and back
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--method", "simclr", "--epochs", "3", "--lr", "1e-7", "--name", "yes # no: 'x'", "--label-fractions", "0.1"),
+        ("--near-zero", "none", "--preset", "none", "--data", "retinamnist", "--rho", "100", "--no-evaluate"),
+        ("--data", "some where/a.npz", "--backbone", "resnet18", "--root", "1", "--exclude-duplicates", "no"),
+    ],
+)
+def test_a_runs_config_gives_the_same_settings_again(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    settings, sources = resolve(list(flags))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(settings, sources))
+    again = from_yaml(path)
+    assert type(again) is type(settings)
+    assert again == settings
+    resolved, new_sources = resolve(["--config", str(path)])
+    assert vars(resolved) == vars(settings) | {"config": str(path)} or vars(resolved) == vars(settings)
+    assert new_sources["lr"] == str(path)
+
+
+def test_the_written_config_tells_where_each_value_came_from() -> None:
+    settings, sources = resolve(["--method", "mimv", "--lr", "0.25"])
+    lines = to_yaml(settings, sources).splitlines()
+    found = {line.split(":")[0]: line.rpartition("# ")[2] for line in lines}
+    assert found == {name: source for name, source in sources.items() if name not in ("config", "resume")}
+    assert found["lr"] == "flag"
+    assert found["crop_min"] == "preset small"
+
+
+@pytest.mark.parametrize("method", ["amimv", "mimv", "simclr"])
+@pytest.mark.parametrize("preset", ["none", "small", "dermatoscopy"])
+def test_all_shipped_files_fit(method: str, preset: str) -> None:
+    check(resolve(["--method", method, "--preset", preset])[0])
