@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ def train_supervised(settings: PretrainSettings, spec: BackboneSpec, store: Imag
     classifier = nn.Linear(feature_width(backbone), store.n_classes).to(store.device)
     network = nn.Sequential(backbone, classifier)
     optimizer = create_optimizer_v2(network, opt="adamw", lr=5e-3, weight_decay=1e-4)
+    # The labelled images are normalised as all others will be, not by the statistics of the few that they are.
+    store = replace(store, mean=spec.mean, std=spec.std)
     recipe = Recipe("supervised", ((View(0, soften(settings.policy())),),))
     loader = PairLoader(
         store, recipe, min(settings.batch_size, len(store)), sampler="class-balanced", seed=settings.seed

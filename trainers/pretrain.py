@@ -363,12 +363,22 @@ def should_stop(run: Training) -> bool:
 
 
 def train(run: Training) -> None:
-    """All epochs, from where the run stands."""
+    """All epochs, from where the run stands; a signal is noted and acted on after the step."""
 
     def note_signal(number: int, frame: FrameType | None) -> None:
         run.stop_signal = number
 
     previous = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        train_epochs(run)
+    finally:
+        run.progress.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train_epochs(run: Training) -> None:
+    """Epoch by epoch, step by step; raises `Interrupted` after the step in which a signal came."""
     s, per_epoch = run.settings, run.loader.steps_per_epoch
     run.read_at = time.perf_counter()
     while run.step < run.total_steps:
@@ -389,9 +399,6 @@ def train(run: Training) -> None:
                 save(run)
             if stopping and run.step < run.total_steps:
                 raise Interrupted(signal.Signals(run.stop_signal).name)
-    run.progress.close()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
 
 
 def finish(run: Training) -> None:

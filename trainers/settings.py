@@ -233,7 +233,7 @@ def _coerce(name: str, value: Any, kind: Any, source: str) -> Any:
         if kind is int and converted != float(value):
             raise ValueError
         return converted
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         expected = getattr(kind, "__name__", str(kind))
         raise InputError(f"{source}: {name} is {value!r}, expected {expected}") from error
 

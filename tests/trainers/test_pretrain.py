@@ -166,12 +166,15 @@ def test_a_nan_stops_the_run_and_names_the_step_and_its_pairs(tiny_npz: Path, tm
     result = run(tmp_path, *flags)
     assert result.returncode == 1
     line = own_last_line(result)
-    assert "loss is nan at step 1 " in line
-    assert "learning rate" in line
-    report = json.loads((tmp_path / "runs" / "r" / "not_finite.json").read_text())
-    assert report["step"] == 1
+    folder = tmp_path / "runs" / "r"
+    report = json.loads((folder / "not_finite.json").read_text())
+    step = report["step"]
+    assert f"loss is nan at step {step} (learning rate {report['lr']:.3g}; first pairs" in line
     assert np.array(report["pairs"]).shape == (16, 2)
-    assert not list((tmp_path / "runs" / "r").glob("checkpoints/*.pt")), "a checkpoint past a loss that is not finite"
+    logged = [json.loads(text)["step"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert logged == list(range(1, step)), "every loss before the first bad one, and none after"
+    saved = sorted(int(path.stem.split("-")[1]) for path in folder.glob("checkpoints/*.pt"))
+    assert saved[-1:] == logged[-1:], "a checkpoint past a loss that is not finite"
 
 
 # Bad input: one clear line, status 2, earlier results untouched
@@ -245,24 +248,21 @@ def _main_fails(
 def test_bad_files_end_in_one_line(
     tiny_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nan = np.full((96, 28, 28, 3), np.nan, dtype=np.float32)
-    bad = [
-        (_bad_arrays(tiny_npz, tmp_path, train_images=nan), "NaN"),
-        (_bad_arrays(tiny_npz, tmp_path, val_labels=None), "val_labels"),
-    ]
-    for i, (path, said) in enumerate(bad):
-        _main_fails(tmp_path, capsys, monkeypatch, (*quick(Path(path)), "--name", f"n{i}"), said)
-        tmp_path.joinpath("bad.npz").unlink(missing_ok=True)
-        if i == 0:
-            bad[1] = (_bad_arrays(tiny_npz, tmp_path, val_labels=None), "val_labels")
+    gap = np.zeros((96, 1), dtype=np.uint8)
+    gap[:48] = 2
+    cases = {
+        "nan": ({"train_images": np.full((96, 28, 28, 3), np.nan, dtype=np.float32)}, "NaN"),
+        "lost": ({"val_labels": None}, "val_labels"),
+        "gap": ({"train_labels": gap}, "class 1"),
+    }
+    for name, (changed, said) in cases.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        flags = quick(Path(_bad_arrays(tiny_npz, folder, **changed)), "--sampler", "class-balanced")
+        _main_fails(folder, capsys, monkeypatch, flags, said)
     garbled = tmp_path / "garbled.npz"
     garbled.write_bytes(b"this is no archive")
-    _main_fails(tmp_path, capsys, monkeypatch, (*quick(garbled), "--name", "n3"), "garbled.npz")
-    labels = np.zeros((96, 1), dtype=np.uint8)
-    labels[:48] = 2
-    path = _bad_arrays(tiny_npz, tmp_path, train_labels=labels)
-    flags = (*quick(Path(path), "--sampler", "class-balanced"), "--name", "n4")
-    _main_fails(tmp_path, capsys, monkeypatch, flags, "class 1")
+    _main_fails(tmp_path, capsys, monkeypatch, quick(garbled), "garbled.npz")
 
 
 def test_a_wrong_md5_ends_in_one_line(

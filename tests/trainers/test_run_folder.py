@@ -30,7 +30,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture()
+@pytest.fixture
 def earlier(tmp_path: Path) -> Path:
     """A run named r with some results."""
     folder, _ = start(tmp_path, "--name", "r")
@@ -67,7 +67,19 @@ def test_an_existing_run_is_not_run_over(earlier: Path) -> None:
 
 def test_resume_goes_on_and_free_settings_may_change(earlier: Path) -> None:
     before = content(earlier)
-    flags = ("--name", "r", "--resume", "auto", "--log-every", "3", "--save-every", "7", "--no-evaluate", "--root", "x")
+    flags = (
+        "--name",
+        "r",
+        "--resume",
+        "auto",
+        "--log-every",
+        "3",
+        "--save-every",
+        "7",
+        "--no-evaluate",
+        "--root",
+        "x",
+    )
     assert start(earlier.parent, *flags) == (earlier, True)
     assert content(earlier) == before
 

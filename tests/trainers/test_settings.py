@@ -91,7 +91,7 @@ def test_an_unknown_flag_ends_in_tyros_message(capsys: pytest.CaptureFixture[str
 
 
 def test_settings_of_one_method_are_not_those_of_another(tmp_path: Path) -> None:
-    settings, _ = resolve(["--method", "mimv", "--near-zero", "none", "--momentum", "0.5"])
+    settings, _ = resolve(["--method", "mimv", "--near-zero", "None", "--momentum", "0.5"])
     assert vars(settings)["near_zero"] is None
     assert vars(settings)["momentum"] == 0.5
     config = write(tmp_path, "near_zero: null\nlow: -0.5\n")
@@ -301,7 +301,7 @@ def test_numbers_that_yaml_reads_as_text_are_fine(tmp_path: Path) -> None:
     [
         (),
         ("--method", "simclr", "--epochs", "3", "--lr", "1e-7", "--name", "yes # no: 'x'", "--label-fractions", "0.1"),
-        ("--near-zero", "none", "--preset", "none", "--data", "retinamnist", "--rho", "100", "--no-evaluate"),
+        ("--near-zero", "None", "--preset", "none", "--data", "retinamnist", "--rho", "100", "--no-evaluate"),
         ("--data", "some where/a.npz", "--backbone", "resnet18", "--root", "1", "--exclude-duplicates", "no"),
     ],
 )

@@ -1,0 +1,146 @@
+"""The package as a whole: what is listed, what imports what, what it is called."""
+
+import ast
+import configparser
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import amimv
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_OURS = {"tests", "build", "dist", "runs"}
+
+
+def setup_options() -> configparser.SectionProxy:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config["options"]
+
+
+def package_folders() -> dict[str, str]:
+    """Package name to folder, as setup.cfg maps them."""
+    lines = setup_options()["package_dir"].strip().splitlines()
+    pairs = (line.split("=") for line in lines)
+    return {name.strip(): folder.strip() for name, folder in pairs}
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def walk() -> Iterator[tuple[Path, list[str]]]:
+    """The folders of the repository and their files, without environments and what builds leave."""
+    for folder, folders, files in os.walk(ROOT):
+        if "pyvenv.cfg" in files:
+            folders.clear()
+            continue
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in NOT_OURS and "egg-info" not in f]
+        yield Path(folder), files
+
+
+def modules(*packages: str) -> list[Path]:
+    folders = {ROOT / package_folders()[package] for package in packages}
+    return sorted(path for folder in folders for path in folder.glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Every module name that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_the_packages_listed_are_the_folders_on_disk() -> None:
+    on_disk = {folder.relative_to(ROOT).as_posix() for folder, files in walk() if "__init__.py" in files}
+    listed = setup_options()["packages"].split()
+    assert len(listed) == len(set(listed))
+    assert set(package_folders()) == set(listed)
+    assert set(package_folders().values()) == on_disk
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    tops = {folder.split("/")[0] for folder in package_folders().values()}
+    for folder, files in walk():
+        relative = folder.relative_to(ROOT)
+        if relative.parts and relative.parts[0] in tops and any(file.endswith(".py") for file in files):
+            assert "__init__.py" in files, f"{relative} holds modules but no __init__.py"
+
+
+def test_every_data_file_is_package_data() -> None:
+    covered = set()
+    for package, patterns in pyproject()["tool"]["setuptools"]["package-data"].items():
+        for pattern in patterns:
+            found = set((ROOT / package_folders()[package]).glob(pattern))
+            assert found, f"{pattern} of {package} matches nothing"
+            covered |= found
+    tops = {ROOT / folder.split("/")[0] for folder in package_folders().values()}
+    data = {path for top in tops for path in top.rglob("*") if path.is_file()}
+    data = {path for path in data if path.suffix not in (".py", ".pyc") and "egg-info" not in str(path)}
+    assert data == covered
+    assert any(path.suffix == ".yaml" for path in data)
+
+
+def test_no_module_is_named_like_a_standard_one() -> None:
+    names = {path.stem for path in modules(*package_folders())} - {"__init__"}
+    names |= set(package_folders().values())
+    assert len(names) > 20
+    assert not names & set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    ("packages", "banned"),
+    [
+        (("amimv.pipelines",), ("amimv.models", "amimv.trainers", "amimv.tools")),
+        (("amimv.models", "amimv.models.methods"), ("amimv.trainers", "amimv.tools")),
+        (("amimv.trainers",), ("amimv.tools",)),
+        (("amimv",), ("amimv.pipelines", "amimv.models", "amimv.trainers", "amimv.tools")),
+    ],
+)
+def test_no_package_imports_from_one_above_it(packages: tuple[str, ...], banned: tuple[str, ...]) -> None:
+    files = modules(*packages)
+    assert files
+    for path in files:
+        for name in imported(path):
+            assert not f"{name}.".startswith(tuple(f"{b}." for b in banned)), f"{path} imports {name}"
+
+
+def test_importing_the_pipelines_brings_no_backend() -> None:
+    check = (
+        "import sys, amimv, amimv.pipelines\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('kornia', 'nvidia') and 'dali' in m or "
+        "m.split('.')[0] in ('kornia', 'timm', 'accelerate', 'sklearn', 'matplotlib', 'medmnist')))"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd="/")
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert pyproject()["project"]["version"] == amimv.__version__
+
+
+def test_console_scripts_point_at_functions() -> None:
+    scripts = pyproject()["project"]["scripts"]
+    assert scripts
+    for target in scripts.values():
+        module, function = target.split(":")
+        package, _, name = module.rpartition(".")
+        tree = ast.parse((ROOT / package_folders()[package] / f"{name}.py").read_text())
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, target
+
+
+@pytest.mark.parametrize("name", ["kornia_backend", "params"])
+def test_the_hot_path_never_waits_for_the_device(name: str) -> None:
+    text = (ROOT / "pipelines" / f"{name}.py").read_text()
+    assert not re.findall(r"\.(?:cpu|item|numpy|tolist)\(", text)
