@@ -1,0 +1,5 @@
+"""Backbones, losses and methods."""
+
+from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, save_backbone
+
+__all__ = ["BackboneSpec", "build_backbone", "load_backbone", "save_backbone"]

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -131,7 +132,7 @@ def make_accelerator(settings: PretrainSettings, folder: Path) -> Accelerator:
     # Buffers are each process's own: BatchNorm's statistics, which nobody synchronises unless asked to.
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=s.mixed_precision,
             kwargs_handlers=[kwargs],
             log_with=s.tracker or None,
@@ -139,13 +140,17 @@ def make_accelerator(settings: PretrainSettings, folder: Path) -> Accelerator:
         )
     except (ValueError, ImportError) as error:
         raise InputError(f"Accelerate refused the settings: {str(error).splitlines()[0]}") from error
+    if s.tracker and not accelerator.log_with:
+        raise InputError(f"tracker '{s.tracker}' is not installed: pip install {s.tracker}, or leave it out")
+    return accelerator
 
 
 def build_training(settings: PretrainSettings, folder: Path, accelerator: Accelerator) -> Training:
     """Store, loader, networks and optimiser, on the process's device."""
     s = settings
     device = accelerator.device
-    subset = load_training_subset(s, device)
+    with accelerator.main_process_first():  # which downloads what is missing
+        subset = load_training_subset(s, device)
     store = subset.store
     loader = PairLoader(
         store,
@@ -169,10 +174,10 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
     if s.sync_bn:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     optimizer = make_optimizer(s, method.online)
-    online, optimizer = accelerator.prepare(method.online, optimizer)
     if s.compile:
-        online = torch.compile(online)
-        method.teacher = torch.compile(method.teacher) if hasattr(method, "teacher") else None
+        for network in method.children():
+            network.compile()
+    online, optimizer = accelerator.prepare(method.online, optimizer)
     if accelerator.is_main_process:
         save_indices(folder / "train_indices.npy", subset.indices)
     return Training(
@@ -208,26 +213,26 @@ def train_step(run: Training, batches: Iterator[PairBatch], epoch: int) -> None:
     factor = warmup_cosine(run.step, run.total_steps, round(s.warmup * run.total_steps))
     for group in run.optimizer.param_groups:
         group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
-    losses, anchors, spread = [], [], None
+    losses, spreads, indices = [], [], []
     for micro in range(s.accumulation):
         asked = time.perf_counter()
         pair = next(batches)
         run.waited += time.perf_counter() - asked
         last = micro == s.accumulation - 1
-        with accelerator.no_sync(run.online) if not last else accelerator.autocast():
+        # Gradients travel between processes once per step.
+        with nullcontext() if last else accelerator.no_sync(run.online):
             with accelerator.autocast():
                 loss, embeddings = run.method.loss(run.online, pair.sides, duplicate_ids(s, pair))
             accelerator.backward(loss / s.accumulation)
         losses.append(loss.detach())
-        anchors.append(pair.indices)
-        if spread is None:
-            spread = nn.functional.normalize(embeddings.detach().float(), dim=1).std(dim=0).mean()
+        spreads.append(nn.functional.normalize(embeddings.detach().float(), dim=1).std(dim=0).mean())
+        indices.append(pair.indices)
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.step += 1
     row = {"step": run.step, "epoch": epoch, "lr": run.optimizer.param_groups[0]["lr"]}
-    values = torch.stack([torch.stack(losses).mean(), spread]) if spread is not None else torch.stack(losses)
-    run.unread.append((row, values, torch.cat(anchors, dim=1)))
+    values = torch.stack([torch.stack(losses).mean(), torch.stack(spreads).mean()])
+    run.unread.append((row, values, torch.cat(indices, dim=1)))
 
 
 def read_losses(run: Training) -> None:

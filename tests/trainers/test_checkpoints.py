@@ -23,11 +23,12 @@ class Dangerous:
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    state = {"step": 3, "w": torch.arange(4.0), "nested": {"ids": torch.tensor([1, 2]), "x": [1.5, None]}}
+    weights = torch.arange(4.0)
+    state = {"step": 3, "w": weights, "nested": {"ids": torch.tensor([1, 2]), "x": [1.5, None]}}
     save_checkpoint(tmp_path / "deep" / "er", 3, state)
     loaded = load_newest(tmp_path / "deep" / "er")
     assert loaded is not None
-    assert torch.equal(loaded["w"], state["w"])
+    assert torch.equal(loaded["w"], weights)
     assert torch.equal(loaded["nested"]["ids"], torch.tensor([1, 2]))
     assert (loaded["step"], loaded["nested"]["x"]) == (3, [1.5, None])
 
