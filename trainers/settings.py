@@ -25,8 +25,9 @@ CONFIGS = Path(__file__).parent / "configs"
 #: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
 METHOD_ALIASES = {"amimv": "mimv"}
 #: Settings that may change when a run is resumed: they do not touch what is computed.
-FREE_ON_RESUME = tuple(
-    "resume output name config root tracker log_every save_every evaluate label_fractions supervised_steps".split()
+FREE_ON_RESUME = (
+    *("resume", "output", "name", "config", "root", "tracker", "log_every", "save_every"),
+    *("evaluate", "label_fractions", "supervised_steps"),
 )
 
 
