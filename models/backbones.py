@@ -39,8 +39,9 @@ class BackboneSpec:
 def build_backbone(spec: BackboneSpec) -> nn.Module:
     """A network from ``(B, channels, H, W)`` to pooled features ``(B, num_features)``; ``num_features`` is set.
 
-    timm's stems are made for 224 pixels and shrink by 32; here a convolutional network keeps at least 4 times
-    (up to 64 pixels) or twice (up to 128) that resolution, and a ViT gets a patch that gives 7 to 14 tokens a side.
+    timm's stems are made for 224 pixels and shrink by 32; here a convolutional network keeps 4 times (up to 64
+    pixels) or twice (up to 128) that resolution, as far as its max-pooling and first convolution allow, and a ViT
+    gets a patch that gives 7 to 14 tokens a side.
 
     Raises:
         InputError: unknown name, or a network that cannot take images of this size.

@@ -102,6 +102,7 @@ def draw_sheet(columns: list[tuple[str, str, Tensor]], title: str, path: Path) -
                 for spine in axis.spines.values():
                     spine.set(edgecolor=colours[group], linewidth=1.5)
     figure.suptitle(title, fontsize=12)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 

@@ -95,7 +95,8 @@ def build_random(spec: BackboneSpec, seed: int, device: torch.device | str) -> n
 
 
 def train_supervised(settings: PretrainSettings, spec: BackboneSpec, store: ImageStore) -> tuple[nn.Module, nn.Module]:
-    """The supervised reference: the same backbone trained on the labels, class-balanced, softly augmented.
+    """The supervised reference: the same backbone trained on the labels, class-balanced (where every class has an
+    image), softly augmented.
 
     AdamW at 5e-3 with cosine decay, weight decay 1e-4, ``supervised_steps`` steps.
 
@@ -109,9 +110,9 @@ def train_supervised(settings: PretrainSettings, spec: BackboneSpec, store: Imag
     # The labelled images are normalised as all others will be, not by the statistics of the few that they are.
     store = replace(store, mean=spec.mean, std=spec.std)
     recipe = Recipe("supervised", ((View(0, soften(settings.policy())),),))
-    loader = PairLoader(
-        store, recipe, min(settings.batch_size, len(store)), sampler="class-balanced", seed=settings.seed
-    )
+    # A few labels of a multi-label set, or a set of one's own, may lack a class.
+    sampler = "class-balanced" if min(store.class_counts()) > 0 else "uniform"
+    loader = PairLoader(store, recipe, min(settings.batch_size, len(store)), sampler, seed=settings.seed)
     total = settings.supervised_steps
     for step, (view, labels) in enumerate(_forever(loader, total)):
         for group in optimizer.param_groups:
@@ -248,7 +249,7 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     table = Table(title=title, title_justify="left")
     shown = ("balanced_accuracy", "accuracy", "macro_f1", "auc", "head", "medium", "tail")
     for name in ("features", "probe", "labels"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
     order = ("majority", "raw pixels", "random", "pretrained", "supervised")

@@ -215,6 +215,8 @@ def _coerce(name: str, value: Any, kind: Any, source: str) -> Any:
         kind = get_args(kind)[0]
     try:
         if get_origin(kind) is tuple:
+            if not isinstance(value, list):
+                raise ValueError
             return tuple(get_args(kind)[0](item) for item in value)
         if kind is bool or isinstance(value, bool):
             if kind is not bool or not isinstance(value, bool):

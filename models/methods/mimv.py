@@ -27,11 +27,11 @@ class MimvSettings:
     self_term: str = "once"
     """how a row's similarity with itself is left out: once, or published (twice, as the published code does)"""
     high: float | None = 0.9
-    """similarities above are eliminated; none: kept"""
+    """similarities above are eliminated; None: kept"""
     low: float | None = -0.9
-    """similarities below are eliminated; none: kept"""
+    """similarities below are eliminated; None: kept"""
     near_zero: float | None = 0.1
-    """similarities this near to 0 are eliminated; none: kept"""
+    """similarities this near to 0 are eliminated; None: kept"""
     projector_hidden: int = 0
     """width of the projector's two hidden layers; 0: that of the features"""
     projector_out: int = 0
