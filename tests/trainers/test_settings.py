@@ -159,7 +159,7 @@ def test_the_length_of_a_higher_layer_unsets_the_other_below(tmp_path: Path) -> 
         return settings.epochs, settings.steps
 
     assert length("--preset", "none") == (2000, 0)
-    assert length("--preset", "small") == (0, 700)
+    assert length("--preset", "small") == (0, 1500)
     epochs = str(write(tmp_path, "epochs: 3\n"))
     assert length("--config", epochs) == (3, 0)
     assert length("--steps", "9", "--config", epochs) == (0, 9)
