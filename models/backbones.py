@@ -2,17 +2,22 @@
 
 import difflib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from amimv import InputError
+
+#: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
+PLAIN_VITS = ("vision_transformer", "deit", "eva")
 
 #: Name of the default: a ResNet of 0.31 M parameters that two CPU cores train in minutes.
 SMALL = "small"
@@ -78,6 +83,8 @@ def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
     if timm.get_pretrained_cfg_value(spec.name, "fixed_input_size"):
         patch = max(p for p in (2, 4, 8, 16) if p == 2 or spec.size // p >= 7)
         arguments |= {"img_size": spec.size, "patch_size": patch}
+        if is_model_in_modules(spec.name, PLAIN_VITS):  # local crops are smaller
+            arguments["dynamic_img_size"] = True
     return arguments
 
 
@@ -113,18 +120,30 @@ def _cannot_take(spec: BackboneSpec, error: Exception) -> str:
     return f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({str(error).splitlines()[0]})"
 
 
-def _check_features(network: nn.Module, spec: BackboneSpec) -> None:
+def check_sizes(network: nn.Module, spec: BackboneSpec, sizes: Iterable[int]) -> None:
+    """Raise an `InputError` for the first of the view sizes, in pixels, that the network cannot take."""
+    for size in dict.fromkeys(sizes):
+        _features(network, replace(spec, size=size))
+
+
+def _features(network: nn.Module, spec: BackboneSpec) -> Tensor:
     was_training = network.training
     try:
         with torch.no_grad():
-            features = network.eval()(torch.zeros(2, spec.channels, spec.size, spec.size))
+            features: Tensor = network.eval()(torch.zeros(2, spec.channels, spec.size, spec.size))
     except (RuntimeError, AssertionError) as error:
         raise InputError(_cannot_take(spec, error)) from error
+    network.train(was_training)
+    return features
+
+
+def _check_features(network: nn.Module, spec: BackboneSpec) -> None:
+    features = _features(network, spec)
     if features.ndim != 2:
         raise InputError(f"backbone '{spec.name}' gives features of shape {tuple(features.shape)}, expected (B, D)")
     # timm's own number leaves out a layer that some networks (MobileNetV3) have behind the pooling.
-    network.num_features = features.shape[1]
-    network.train(was_training)
+    width: Any = features.shape[1]
+    network.num_features = width
 
 
 def feature_width(network: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """Losses: two ``(B, D)`` embeddings in, a scalar out.
 
 All are computed in ``float32`` whatever the embeddings' dtype (in ``float64`` for ``float64``). They see the batch
-they are given: across processes, gather it first (`amimv.models.distributed`).
+they are given: across processes, gather it first (`amimv.models.distributed`). Targets get a gradient too, unless
+they come without one, from a teacher or detached.
 """
 
 import torch
@@ -11,17 +12,29 @@ from torch import Tensor
 from amimv import InputError
 
 
-def _similarities(za: Tensor, zb: Tensor) -> Tensor:
-    """Cosine similarities of all rows of both, ``(2B, 2B)``; a zero row's are 0 and give it no gradient."""
+def _precise(za: Tensor, zb: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as ``float32`` at least; raises an `InputError` unless they are two equal ``(B, D)``."""
     if za.shape != zb.shape or za.ndim != 2:
         raise InputError(f"embeddings have shapes {tuple(za.shape)} and {tuple(zb.shape)}, expected two equal (B, D)")
-    rows = torch.cat([za, zb])
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    # Else the gradient of a zero row would be 1 / eps of the normalisation.
-    rows = rows.masked_fill(~rows.any(dim=1, keepdim=True), 0)
-    with torch.autocast(rows.device.type, enabled=False):  # it would round similarities to 2 or 3 digits
-        rows = F.normalize(rows, dim=1)
-        return rows @ rows.T
+    dtype = torch.float64 if za.dtype == torch.float64 else torch.float32
+    return za.to(dtype), zb.to(dtype)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length one; a zero row stays one and gets no gradient, which would be 1 / eps of the normalisation."""
+    return F.normalize(rows.masked_fill(~rows.any(dim=1, keepdim=True), 0), dim=1)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T`` as precise as its arguments: autocast would round similarities to 2 or 3 digits."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.to(a.dtype).T
+
+
+def _similarities(za: Tensor, zb: Tensor) -> Tensor:
+    """Cosine similarities of all rows of both, ``(2B, 2B)``; a zero row's are 0."""
+    rows = _unit(torch.cat(_precise(za, zb)))
+    return _products(rows, rows)
 
 
 def _positives(batch: int, device: torch.device) -> Tensor:
@@ -110,3 +123,225 @@ def mimv_loss(
     denominator = weights.sum(dim=0)
     ratio = weights.gather(0, positive[None])[0] / torch.where(denominator > 0, denominator, 1)
     return -ratio.mean().clamp(min=torch.finfo(ratio.dtype).tiny).log()
+
+
+def _same_id(ids: Tensor) -> Tensor:
+    """``(B, B)`` bool: other rows of the same image."""
+    same = ids[:, None] == ids
+    return same & ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+
+
+def info_nce(queries: Tensor, keys: Tensor, /, *, temperature: float = 0.2, ids: Tensor | None = None) -> Tensor:
+    """InfoNCE of queries against keys (van den Oord et al. 2018, equation 4, as in MoCo v3, Chen et al. 2021,
+    equation 1): the cross entropy of each query's cosine similarities to all keys, mean over the queries.
+
+    MoCo v3 multiplies it by ``2 * temperature`` and adds it with the roles swapped.
+
+    Args:
+        queries, keys: ``(B, D)``, key i is the positive of query i; any scale.
+        temperature: of the cosine similarities.
+        ids: ``(B,)`` image of each row; other rows of the same image are left out of the negatives.
+    """
+    queries, keys = _precise(queries, keys)
+    logits = _products(_unit(queries), _unit(keys)) / temperature
+    if ids is not None:
+        logits = logits.masked_fill(_same_id(ids), -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def byol_loss(predictions: Tensor, targets: Tensor, /) -> Tensor:
+    """BYOL's mean squared error of normalised rows, ``2 - 2 cos`` (Grill et al. 2020, equation 2), mean over rows.
+
+    BYOL adds it with the roles swapped.
+
+    Args:
+        predictions, targets: ``(B, D)``, any scale; in [0, 4], a zero row gives 2.
+    """
+    predictions, targets = _precise(predictions, targets)
+    return 2 - 2 * (_unit(predictions) * _unit(targets)).sum(dim=1).mean()
+
+
+def simsiam_loss(predictions: Tensor, targets: Tensor, /) -> Tensor:
+    """SimSiam's negative cosine similarity (Chen and He 2021, equation 1), mean over rows.
+
+    SimSiam detaches the targets, and averages it with the roles swapped.
+
+    Args:
+        predictions, targets: ``(B, D)``, any scale.
+    """
+    predictions, targets = _precise(predictions, targets)
+    return -(_unit(predictions) * _unit(targets)).sum(dim=1).mean()
+
+
+def dino_loss(
+    student: Tensor,
+    teacher: Tensor,
+    /,
+    *,
+    centre: Tensor,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.07,
+) -> Tensor:
+    """DINO's cross entropy of the student under the centred, sharpened teacher (Caron et al. 2021, equation 1 and
+    algorithm 1), mean over rows.
+
+    Args:
+        student, teacher: ``(B, K)`` scores of K prototypes.
+        centre: ``(K,)``, a running mean of the teacher's scores.
+        student_temperature, teacher_temperature: of the two softmaxes.
+    """
+    student, teacher = _precise(student, teacher)
+    targets = F.softmax((teacher - centre) / teacher_temperature, dim=1)
+    return -(targets * F.log_softmax(student / student_temperature, dim=1)).sum(dim=1).mean()
+
+
+def ressl_loss(
+    student: Tensor,
+    teacher: Tensor,
+    /,
+    *,
+    queue: Tensor,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Tensor:
+    """ReSSL's cross entropy between relations to other images (Zheng et al. 2021, equations 3 to 5), mean over rows:
+    the softmax of the cosine similarities to the queue, of the teacher as target and of the student.
+
+    Args:
+        student, teacher: ``(B, D)``, any scale.
+        queue: ``(Q, D)`` earlier embeddings of the teacher, of length one.
+        student_temperature, teacher_temperature: of the two softmaxes.
+    """
+    student, teacher = _precise(student, teacher)
+    targets = F.softmax(_products(_unit(teacher), queue) / teacher_temperature, dim=1)
+    relations = F.log_softmax(_products(_unit(student), queue) / student_temperature, dim=1)
+    return -(targets * relations).sum(dim=1).mean()
+
+
+def nnclr_loss(
+    projections: Tensor,
+    predictions: Tensor,
+    /,
+    *,
+    queue: Tensor,
+    temperature: float = 0.2,
+    ids: Tensor | None = None,
+) -> Tensor:
+    """NNCLR's contrastive loss of nearest neighbours (Dwibedi et al. 2021, equations 2 and 4), mean over rows: each
+    projection's nearest neighbour in the queue against the other side's predictions.
+
+    NNCLR averages it with the roles swapped.
+
+    Args:
+        projections: ``(B, D)`` of one side, any scale; they choose neighbours and get no gradient.
+        predictions: ``(B, D)`` of the other side, any scale.
+        queue: ``(Q, D)`` earlier projections, of length one.
+        temperature: of the cosine similarities.
+        ids: ``(B,)`` image of each row; other rows of the same image are left out of the negatives.
+    """
+    projections, predictions = _precise(projections.detach(), predictions)
+    nearest = _products(_unit(projections), queue).argmax(dim=1)
+    return info_nce(queue[nearest].to(predictions.dtype), predictions, temperature=temperature, ids=ids)
+
+
+def _off_diagonal_square_sum(matrix: Tensor) -> Tensor:
+    return matrix.square().sum() - matrix.diagonal().square().sum()
+
+
+def vicreg_loss(
+    za: Tensor,
+    zb: Tensor,
+    /,
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+) -> Tensor:
+    """VICReg's invariance, variance and covariance (Bardes et al. 2022, equations 1 to 6).
+
+    Squared distance, mean over rows and, as in the authors' code, dimensions; hinge of each dimension's standard
+    deviation at 1 (epsilon 1e-4), added over both sides (the authors' code halves this term); squared off-diagonal
+    covariances over D, added over both sides.
+
+    Args:
+        za, zb: ``(B, D)``, B at least 2.
+        invariance, variance, covariance: weights of the three terms.
+    """
+    za, zb = _precise(za, zb)
+    batch, width = za.shape
+    loss = invariance * F.mse_loss(za, zb)
+    for z in (za, zb):
+        centred = z - z.mean(dim=0)
+        spread = torch.sqrt(centred.square().sum(dim=0) / (batch - 1) + 1e-4)
+        loss = loss + variance * F.relu(1 - spread).mean()
+        products = _products(centred.T, centred.T) / (batch - 1)
+        loss = loss + covariance * _off_diagonal_square_sum(products) / width
+    return loss
+
+
+def barlow_twins_loss(
+    za: Tensor, zb: Tensor, /, *, redundancy: float = 0.0051, scale: float = 0.1, eps: float = 1e-5
+) -> Tensor:
+    """Barlow Twins (Zbontar et al. 2021, equations 1 and 2): the cross-correlation of both sides' dimensions over the
+    batch, its diagonal pulled to 1 and the rest to 0.
+
+    Args:
+        za, zb: ``(B, D)``, any scale and offset.
+        redundancy: lambda, the weight of the off-diagonal term.
+        scale: of the whole loss (solo-learn's; 1 in the paper's equation).
+        eps: added to the variances, as BatchNorm does.
+    """
+    za, zb = _precise(za, zb)
+    standard = []
+    for z in (za, zb):
+        centred = z - z.mean(dim=0)
+        standard.append(centred / torch.sqrt(centred.square().mean(dim=0) + eps))
+    correlation = _products(standard[0].T, standard[1].T) / len(za)
+    on_diagonal = (1 - correlation.diagonal()).square().sum()
+    return scale * (on_diagonal + redundancy * _off_diagonal_square_sum(correlation))
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+    """Soft assignments of rows to prototypes that use all prototypes alike (SwAV, Caron et al. 2020, equations 3 to
+    5), by Sinkhorn-Knopp in logarithms, which neither over- nor underflow.
+
+    Args:
+        scores: ``(B, K)``.
+        epsilon: smoothness.
+        iterations: of normalising prototypes, then rows.
+
+    Returns:
+        ``(B, K)``, rows sum to 1.
+    """
+    logits = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon
+    for _ in range(iterations):
+        logits = F.log_softmax(F.log_softmax(logits, dim=0), dim=1)
+    return logits.exp()
+
+
+def swav_loss(
+    scores: Tensor,
+    code_scores: Tensor,
+    /,
+    *,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    queued: Tensor | None = None,
+) -> Tensor:
+    """SwAV's prediction of one side's code from the other side (Caron et al. 2020, equation 2), mean over rows.
+
+    SwAV averages it with the sides swapped.
+
+    Args:
+        scores: ``(B, K)`` of the predicting side, for K prototypes.
+        code_scores: ``(B, K)`` of the side whose code is predicted; it gets no gradient.
+        temperature: of the prediction.
+        epsilon, iterations: of the code, see `sinkhorn`.
+        queued: ``(Q, K)`` scores of earlier embeddings of that side, which only help to spread the codes.
+    """
+    scores, code_scores = _precise(scores, code_scores)
+    everything = code_scores if queued is None else torch.cat([code_scores, queued.to(code_scores.dtype)])
+    codes = sinkhorn(everything, epsilon=epsilon, iterations=iterations)[: len(scores)]
+    return -(codes * F.log_softmax(scores / temperature, dim=1)).sum(dim=1).mean()

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, check_choice
 from amimv.pipelines.params import ViewParams, draw_view_params
 from amimv.pipelines.recipes import Recipe, View
 from amimv.pipelines.rng import Key, Stream
 from amimv.pipelines.samplers import (
     LABEL_SAMPLERS,
+    SAMPLERS,
     Groups,
     build_groups,
-    check_sampler,
     draw_anchors,
     draw_partners,
     group_weights,
@@ -53,15 +53,14 @@ def render(images: Tensor, params: ViewParams, backend: str = "kornia", dtype: t
     Returns:
         ``(B, C, size, size)``, normalised by the parameters' mean and std.
     """
+    check_choice("backend", backend, BACKENDS)
     if backend == "kornia":
         from amimv.pipelines.kornia_backend import render_kornia
 
         return render_kornia(images, params, dtype)
-    if backend == "dali":
-        from amimv.pipelines.dali_backend import render_dali
+    from amimv.pipelines.dali_backend import render_dali
 
-        return render_dali(images, params, dtype)
-    raise InputError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
+    return render_dali(images, params, dtype)
 
 
 class PairLoader:
@@ -106,10 +105,9 @@ class PairLoader:
         micro_batches: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        check_sampler(sampler)
-        check_sampler(partner)
-        if backend not in BACKENDS:
-            raise InputError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
+        check_choice("sampler", sampler, SAMPLERS)
+        check_choice("sampler", partner, SAMPLERS)
+        check_choice("backend", backend, BACKENDS)
         if not 1 <= batch_size <= len(store):
             raise InputError(
                 f"batch size is {batch_size} but the data set has {len(store)} images: "

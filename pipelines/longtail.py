@@ -113,14 +113,7 @@ def long_tail(
         # The margin keeps products that are whole but for a rounding error.
         wanted = [min(n, max(1, math.floor(have[0] * w + 1e-6))) for n, w in zip(have, weights, strict=True)]
     else:
-        wanted = _apportion(total, weights)
-        for label, n, supply in zip(order, wanted, have, strict=True):
-            if n > supply:
-                best = _largest_feasible(have, [weights])
-                raise InputError(
-                    f"total {total} with profile {profile!r} and rho {rho:g} needs {n} images of class "
-                    f"{label}, which has {supply}: use a total of at most {best}"
-                )
+        wanted = _scaled(total, weights, have, order, f"profile {profile!r} and rho {rho:g}")
     by_label = [0] * len(counts)
     for label, n in zip(order, wanted, strict=True):
         by_label[label] = n
@@ -245,6 +238,19 @@ def _first_of_each(labels: Tensor, wanted: Sequence[int], key: Key) -> Tensor:
     return grouped[rank < quota[group]].sort().values
 
 
+def _scaled(total: int, weights: Sequence[float], have: Sequence[int], order: Sequence[int], what: str) -> list[int]:
+    """``_apportion``, refused where a class (label ``order[c]``, of ``have[c]`` images) cannot supply its share."""
+    wanted = _apportion(total, weights)
+    for label, n, supply in zip(order, wanted, have, strict=True):
+        if n > supply:
+            best = _largest_feasible(have, [weights])
+            raise InputError(
+                f"total {total} with {what} needs {n} images of class {label}, which has {supply}: "
+                f"use a total of at most {best}"
+            )
+    return wanted
+
+
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     """Whole numbers in proportion to descending weights that sum to ``total``, each at least 1 (largest
     remainders).
@@ -272,8 +278,7 @@ def _largest_feasible(have: Sequence[int], profiles: Sequence[Sequence[float]]) 
     """The largest total that every profile can take from ``have`` (descending, none empty).
 
     With largest remainders a class's share can fall as the total grows (the Alabama paradox), so bisection
-    could miss
-    it: this walks down from a bound. A share of ``s`` gives at least ``floor(s)`` images, hence
+    could miss it: this walks down from a bound. A share of ``s`` gives at least ``floor(s)`` images, hence
     ``total < (have + 1) * sum(weights) / weight + C`` for every class.
     """
     bound = sum(have)

@@ -18,10 +18,9 @@ AMIMV (arXiv 2604.01947) is defined in print by its abstract only ("asymmetric m
 exactly is asymmetric is not known, so the three ``amimv-*`` recipes are this project's readings of it.
 """
 
-import difflib
 from dataclasses import dataclass, field, replace
 
-from amimv import InputError
+from amimv import InputError, check_choice
 from amimv.pipelines.params import ViewPolicy
 
 #: MIMV's augmentation ``A`` (arXiv 2509.08469 and its published code).
@@ -131,30 +130,33 @@ def get_recipe(
         InputError: for an unknown name or a setting that does not fit the recipe.
     """
     name = ALIASES.get(name, name)
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, [*RECIPES, *ALIASES], n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise InputError(f"unknown recipe '{name}': {hint}choose from {', '.join([*ALIASES, *RECIPES])}")
+    check_choice("recipe", name, (*ALIASES, *RECIPES))
     if online not in ("hard", "soft"):
         raise InputError(f"online strength is '{online}', expected 'hard' or 'soft'")
     if partners < 1 or (partners > 1 and name in ("two-view", "multi-crop")):
         raise InputError(f"{partners} partners do not fit recipe '{name}': give 1, or more with a pair recipe")
-    soft = soft or soften(hard)
+    if name in ("two-view", "multi-crop"):
+        local = local or replace(hard, size=12, crop=(0.05, 0.4))
+        return _one_image(name, hard, second or hard, local, local_crops)
+    return _pair(name, hard, soft or soften(hard), online, partners)
+
+
+def _one_image(name: str, first: ViewPolicy, second: ViewPolicy, local: ViewPolicy, local_crops: int) -> Recipe:
+    """The recipes of one slot."""
+    sides = [(View(0, first, 0, "A(x)"),), (View(0, second, 1, "A'(x)"),)]
+    if name == "multi-crop":
+        sides += [(View(0, local, 2 + i, f"L{i + 1}(x)"),) for i in range(local_crops)]
+    return Recipe(name, tuple(sides))
+
+
+def _pair(name: str, hard: ViewPolicy, soft: ViewPolicy, online: str, partners: int) -> Recipe:
+    """The recipes of an anchor and its partners."""
     whole = hard.normalised()
     ys = range(1, partners + 1)
 
-    def image(slot: int) -> str:
-        return "x" if slot == 0 else "y" if partners == 1 else f"y{slot}"
-
     def view(kind: str, slot: int, policy: ViewPolicy, draw: int = 0) -> View:
-        return View(slot, policy, draw, f"{kind}({image(slot)})")
-
-    if name in ("two-view", "multi-crop"):
-        sides = [(view("A", 0, hard),), (view("A'", 0, second or hard, 1),)]
-        if name == "multi-crop":
-            local = local or replace(hard, size=12, crop=(0.05, 0.4))
-            sides += [(view(f"L{i + 1}", 0, local, 2 + i),) for i in range(local_crops)]
-        return Recipe(name, tuple(sides))
+        image = "x" if slot == 0 else "y" if partners == 1 else f"y{slot}"
+        return View(slot, policy, draw, f"{kind}({image})")
 
     if name == "amimv-strength":
         first, other = (("H", hard), ("S", soft)) if online == "hard" else (("S", soft), ("H", hard))

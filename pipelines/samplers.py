@@ -8,13 +8,12 @@ Samplers that read labels: `class-balanced`, `square-root`, `effective-number`, 
 `cluster-balanced` do not.
 """
 
-import difflib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, check_choice
 from amimv.pipelines.rng import Key, Stream, hashes, integers, uniforms64
 
 SAMPLERS = ("uniform", "class-balanced", "square-root", "effective-number", "progressive", "cluster-balanced")
@@ -43,14 +42,6 @@ class Groups:
     def partition(self) -> bool:
         """Whether every image is in one group only."""
         return len(self.sizes) == 1 or self.members.unique().numel() == self.members.numel()
-
-
-def check_sampler(name: str) -> None:
-    """Raise an `InputError` that lists the near misses unless ``name`` is a sampler."""
-    if name not in SAMPLERS:
-        near = difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise InputError(f"unknown sampler '{name}': {hint}choose from {', '.join(SAMPLERS)}")
 
 
 def build_groups(assignments: Tensor, n_groups: int) -> Groups:
@@ -102,7 +93,7 @@ def group_weights(sizes: tuple[int, ...], sampler: str, *, beta: float = 0.999, 
             raise InputError(f"beta is {beta}, expected a number in [0, 1)")
         weights = [size * (1 - beta) / (1 - beta**size) if size else 0.0 for size in sizes]
     else:
-        check_sampler(sampler)
+        check_choice("sampler", sampler, SAMPLERS)
     return [weight / sum(weights) for weight in weights]
 
 

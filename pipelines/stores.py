@@ -28,6 +28,7 @@ from amimv import InputError
 SPLITS = ("train", "val", "test")
 #: MedMNIST's sizes, in pixels.
 SIZES = (28, 64, 128, 224)
+#: The task of ChestMNIST in MedMNIST's words; every other task has one label per image.
 MULTI_LABEL = "multi-label, binary-class"
 #: MedMNIST's tasks, in the words its evaluator takes.
 TASKS = ("multi-class", "binary-class", "ordinal-regression", MULTI_LABEL)
@@ -180,9 +181,8 @@ def medmnist_names() -> tuple[str, ...]:
 
 
 def _medmnist_info() -> dict[str, dict]:
-    from medmnist.info import (
-        INFO,
-    )  # imported when called: it brings scikit-learn, and makes a folder in the home
+    # Imported when called: it brings scikit-learn, and makes a folder in the home.
+    from medmnist.info import INFO
 
     return INFO
 
@@ -372,9 +372,16 @@ def _medmnist_file(name: str, size: int, root: str | Path | None) -> Path:
     return path
 
 
-def _check_md5(path: Path, expected: str) -> None:
+@cache
+def _md5(path: Path, size: int, mtime_ns: int) -> str:
+    """The sum of a file; its size and time tell a changed file from the one already read for another split."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _check_md5(path: Path, expected: str) -> None:
+    state = path.stat()
+    found = _md5(path.absolute(), state.st_size, state.st_mtime_ns)
     if found != expected:
         raise InputError(
             f"{path} has MD5 {found}, expected {expected}: it is damaged or not the official file; "

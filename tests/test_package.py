@@ -144,3 +144,26 @@ def test_console_scripts_point_at_functions() -> None:
 def test_the_hot_path_never_waits_for_the_device(name: str) -> None:
     text = (ROOT / "pipelines" / f"{name}.py").read_text()
     assert not re.findall(r"\.(?:cpu|item|numpy|tolist)\(", text)
+
+
+def test_an_unknown_choice_names_the_near_misses() -> None:
+    amimv.check_choice("backend", "dali", iter(["kornia", "dali"]))
+    with pytest.raises(amimv.InputError) as error:
+        amimv.check_choice("cat", "tabbi", (name for name in ("tabby", "lynx", "tabbies")))
+    assert str(error.value) == "unknown cat 'tabbi': did you mean tabbies or tabby? choose from tabby, lynx, tabbies"
+    with pytest.raises(amimv.InputError, match=r"^unknown cat 'qq': choose from lynx$"):
+        amimv.check_choice("cat", "qq", ["lynx"])
+
+
+def test_a_command_ends_in_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise amimv.InputError("no such thing")
+
+    with pytest.raises(SystemExit) as exit_:
+        amimv.run_command(fail)
+    assert exit_.value.code == 2
+    assert capsys.readouterr() == ("", "error: no such thing\n")
+    amimv.run_command(lambda: print("done"))
+    assert capsys.readouterr() == ("done\n", "")
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        amimv.run_command(lambda: 1 // 0)

@@ -7,7 +7,6 @@ shuffles the order of the jitter, takes contrast's pivot from each image, and tu
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, run_command
 from amimv.pipelines import HARD, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.params import blur_window
 from amimv.trainers.data import describe_data
@@ -137,11 +136,7 @@ def profile(settings: ProfileSettings) -> None:
 
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
-    try:
-        profile(tyro.cli(ProfileSettings, prog="profile_throughput.py", description=__doc__))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    run_command(lambda: profile(tyro.cli(ProfileSettings, prog="profile_throughput.py", description=__doc__)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ A row per anchor: its images as they are stored, then the views of each side, la
 """
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from amimv import InputError
+from amimv import run_command
 from amimv.pipelines import PairBatch, PairLoader, Recipe, ViewPolicy, load_store
 from amimv.trainers.data import describe_data
 from amimv.trainers.pretrain import make_recipe
@@ -126,11 +125,7 @@ def show(settings: ShowSettings) -> None:
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        show(tyro.cli(ShowSettings, prog="show_views.py", description=__doc__))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    run_command(lambda: show(tyro.cli(ShowSettings, prog="show_views.py", description=__doc__)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Evaluate a finished run again: ``python trainers/evaluate.py runs/NAME``. Rewrites the run's ``results.csv``."""
 
 import logging
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +8,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from amimv import InputError
-from amimv.models.backbones import load_backbone
-from amimv.trainers.data import describe_data, load_split, load_training_subset
-from amimv.trainers.evaluation import Splits, evaluate_features, print_table, write_results
-from amimv.trainers.run_folder import revision
+from amimv import InputError, run_command
+from amimv.trainers.data import load_split, load_training_subset
+from amimv.trainers.evaluation import Splits, evaluate_run
 from amimv.trainers.settings import check, from_yaml
 
 logger = logging.getLogger("amimv")
@@ -45,23 +42,15 @@ def evaluate(settings: EvaluateSettings) -> None:
     )
     check(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone, spec = load_backbone(folder / "backbone", device)
     train = load_training_subset(run, device).store
-    splits = Splits(train, load_split(run, "val", device), load_split(run, "test", device))
-    rows = evaluate_features(run, splits, spec, backbone, revision(), folder.name)
-    write_results(rows, folder / "results.csv")
-    print_table(rows, f"{describe_data(train)}: {run.method} on {run.recipe}, seed {run.seed}, test split, %")
+    evaluate_run(run, folder, Splits(train, load_split(run, "val", device), load_split(run, "test", device)))
 
 
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    try:
-        evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    run_command(lambda: evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.table import Table
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from amimv.models.backbones import BackboneSpec, build_backbone, encode, feature_width
+from amimv.models.backbones import BackboneSpec, build_backbone, encode, feature_width, load_backbone
 from amimv.pipelines import (
     ImageStore,
     PairLoader,
@@ -26,8 +26,10 @@ from amimv.pipelines import (
     render,
     soften,
 )
+from amimv.trainers.data import describe_data
 from amimv.trainers.metrics import compute_scores
 from amimv.trainers.probes import knn_probe, linear_probe
+from amimv.trainers.run_folder import revision
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings
 
@@ -186,6 +188,19 @@ def evaluate_features(
             results.append(("supervised", "classifier", "", _classify(supervised, splits.test, spec)))
         rows += [_row(settings, splits.test, labelled, fraction, revision, run, *result) for result in results]
     return rows
+
+
+def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> None:
+    """Judge the backbone that a run exported: ``results.csv`` in its folder, and the table on the console."""
+    backbone, spec = load_backbone(folder / "backbone", splits.train.device)
+    rows = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
+    write_results(rows, folder / "results.csv")
+    print_table(rows, f"{describe_run(settings, splits.train)}, test split, %")
+
+
+def describe_run(settings: PretrainSettings, store: ImageStore) -> str:
+    """A title for tables and curves."""
+    return f"{describe_data(store)}: {settings.method} on {settings.recipe}, seed {settings.seed}"
 
 
 def _majority(labelled: ImageStore, test: ImageStore) -> tuple[str, str, int | str, Tensor]:

@@ -12,10 +12,7 @@ from medmnist.evaluator import getACC, getAUC
 from sklearn.metrics import f1_score, recall_score
 
 from amimv import InputError
-
-#: The task of ChestMNIST in medmnist's words; every other task has one label per image.
-MULTI_LABEL = "multi-label, binary-class"
-TASKS = ("multi-class", "binary-class", "ordinal-regression", MULTI_LABEL)
+from amimv.pipelines.stores import MULTI_LABEL, TASKS
 
 
 @dataclass(frozen=True)

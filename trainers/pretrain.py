@@ -29,9 +29,10 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from amimv import InputError
-from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, save_backbone
+from amimv import InputError, check_choice
+from amimv.models.backbones import BackboneSpec, build_backbone, check_sizes, save_backbone
 from amimv.models.methods import METHODS
+from amimv.models.methods.encoder import Encoder
 from amimv.pipelines import (
     ImageStore,
     PairBatch,
@@ -43,22 +44,17 @@ from amimv.pipelines import (
 )
 from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
 from amimv.trainers.data import backbone_spec, describe_data, load_split, load_training_subset
-from amimv.trainers.evaluation import Splits, evaluate_features, extract_features, print_table, write_results
+from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extract_features
 from amimv.trainers.probes import balanced_accuracy, knn_probe
-from amimv.trainers.run_folder import (
-    default_name,
-    describe_environment,
-    draw_curves,
-    open_run,
-    revision,
-    write_json,
-)
+from amimv.trainers.run_folder import describe_environment, draw_curves, open_run, run_path, write_json
 from amimv.trainers.schedules import warmup_cosine
-from amimv.trainers.settings import PretrainSettings, check_choice, resolve
+from amimv.trainers.settings import PretrainSettings, resolve
 
 EXIT_NOT_FINITE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
+#: timm's forms of LARS, which take a trust coefficient.
+LARS = ("lars", "larc", "nlars", "nlarc")
 
 logger = logging.getLogger("amimv")
 
@@ -103,6 +99,7 @@ def make_recipe(settings: PretrainSettings) -> Recipe:
     return get_recipe(
         settings.recipe,
         hard=hard,
+        second=settings.second_policy(),
         online=settings.online,
         partners=settings.partners,
         local=local,
@@ -110,17 +107,35 @@ def make_recipe(settings: PretrainSettings) -> Recipe:
     )
 
 
-def make_optimizer(settings: PretrainSettings, network: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(settings: PretrainSettings, network: Encoder) -> torch.optim.Optimizer:
     """timm's optimiser of that name; biases and norms are neither decayed nor, by LARS, adapted."""
-    check_choice("optimizer", settings.optimizer, tuple(list_optimizers()))
-    scale = settings.batch_size / settings.lr_batch if settings.lr_batch else 1.0
-    return create_optimizer_v2(
+    s = settings
+    check_choice("optimizer", s.optimizer, list_optimizers())
+    optimizer = create_optimizer_v2(
         network,
-        opt=settings.optimizer,
-        lr=settings.lr * scale,
-        weight_decay=settings.weight_decay,
-        momentum=settings.optimizer_momentum,
+        opt=s.optimizer,
+        lr=s.lr * (s.batch_size / s.lr_batch if s.lr_batch else 1.0),
+        weight_decay=s.weight_decay,
+        momentum=s.optimizer_momentum,
+        **({"trust_coeff": s.trust_coefficient} if s.optimizer in LARS else {}),
     )
+    if getattr(s, "fixed_predictor_lr", False) and network.head is not None:
+        predictor = set(network.head.parameters())
+        for group in list(optimizer.param_groups):
+            apart = [p for p in group["params"] if p in predictor]
+            group["params"] = [p for p in group["params"] if p not in predictor]
+            optimizer.add_param_group({**group, "params": apart, "fixed_lr": True})
+    return optimizer
+
+
+def cap_queue(settings: PretrainSettings, images: int) -> PretrainSettings:
+    """Settings whose queue, if the method has one, is no longer than the data set: it would hold images twice."""
+    queue = getattr(settings, "queue", 0)
+    if queue <= images:
+        return settings
+    logger.info("the queue of %d embeddings is capped at the data set's %d images", queue, images)
+    capped: dict[str, Any] = {"queue": images}
+    return replace(settings, **capped)
 
 
 def make_accelerator(settings: PretrainSettings, folder: Path) -> Accelerator:
@@ -160,7 +175,6 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
         s.partner,
         s.backend,
         s.seed,
-        epochs=max(1, s.epochs),
         beta=s.beta,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -170,7 +184,9 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
     loader.epochs = math.ceil(total_steps / loader.steps_per_epoch)
     spec = backbone_spec(s, store)
     torch.manual_seed(s.seed)
-    method = METHODS[s.method].build(build_backbone(spec), s).to(device)
+    backbone = build_backbone(spec)
+    check_sizes(backbone, spec, [view.policy.size or spec.size for view in loader.recipe.views])
+    method = METHODS[s.method].build(backbone, cap_queue(s, len(store))).to(device)
     if s.sync_bn:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     optimizer = make_optimizer(s, method.online)
@@ -212,7 +228,8 @@ def train_step(run: Training, batches: Iterator[PairBatch], epoch: int) -> None:
     run.method.begin_step(run.step, run.total_steps)
     factor = warmup_cosine(run.step, run.total_steps, round(s.warmup * run.total_steps))
     for group in run.optimizer.param_groups:
-        group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+        peak = group.setdefault("peak_lr", group["lr"])
+        group["lr"] = peak if group.get("fixed_lr") else factor * peak
     losses, spreads, indices = [], [], []
     for micro in range(s.accumulation):
         asked = time.perf_counter()
@@ -254,7 +271,8 @@ def read_losses(run: Training) -> None:
                 write_json(run.folder / "not_finite.json", report)
             raise NotFiniteError(
                 f"loss is {loss} at step {row['step']} (learning rate {row['lr']:.3g}; first pairs of image indices "
-                f"{pairs[:3]}, all in {run.folder / 'not_finite.json'}): lower --lr, or resume with other settings"
+                f"{pairs[:3]}, all in {run.folder / 'not_finite.json'}): "
+                "run it again with a lower --lr and another --name"
             )
         rows.append({**row, "loss": loss, "embedding_std": spread})
     write_good_rows(run, rows)
@@ -410,15 +428,11 @@ def finish(run: Training) -> None:
     """Export the backbone, draw the curves and evaluate; rank 0 only."""
     s = run.settings
     save_backbone(run.method.online.backbone, run.spec, run.folder / "backbone")
-    title = f"{describe_data(run.store)}: {s.method} on {s.recipe}, seed {s.seed}"
-    draw_curves(run.metrics.read(), title, run.folder / "curves.png")
-    if not s.evaluate:
-        return
-    backbone, spec = load_backbone(run.folder / "backbone", run.store.device)
-    splits = Splits(run.store, load_split(s, "val", run.store.device), load_split(s, "test", run.store.device))
-    rows = evaluate_features(s, splits, spec, backbone, revision(), run.folder.name)
-    write_results(rows, run.folder / "results.csv")
-    print_table(rows, f"{title}, test split, %")
+    draw_curves(run.metrics.read(), describe_run(s, run.store), run.folder / "curves.png")
+    if s.evaluate:
+        device = run.store.device
+        val = load_split(s, "val", device) if run.val is None else run.val
+        evaluate_run(s, run.folder, Splits(run.store, val, load_split(s, "test", device)))
 
 
 def log_start(run: Training) -> None:
@@ -459,8 +473,8 @@ def log_start(run: Training) -> None:
 def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
     """One whole run, from the store to the table."""
     started = time.perf_counter()
-    name = settings.name or default_name(settings)
-    accelerator = make_accelerator(settings, Path(settings.output) / name)
+    folder = run_path(settings)
+    accelerator = make_accelerator(settings, folder)
     # Rank 0 makes the folder; the others look at it once it is there.
     run_again = False
     error = ""
@@ -469,7 +483,6 @@ def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
             _, run_again = open_run(settings, sources)
         except InputError as problem:
             error = str(problem)
-    folder = Path(settings.output) / name
     run_again, error = agree(accelerator, [run_again, error])
     if error:
         raise InputError(error)

@@ -46,13 +46,18 @@ def default_name(settings: PretrainSettings) -> str:
     return f"{data}{tail}-{s.method}-{s.recipe}-{s.backbone}-seed{s.seed}"
 
 
+def run_path(settings: PretrainSettings) -> Path:
+    """The run's folder."""
+    return Path(settings.output) / (settings.name or default_name(settings))
+
+
 def open_run(settings: PretrainSettings, sources: dict[str, str]) -> tuple[Path, bool]:
     """The run's folder, made and with its ``config.yaml``, and whether an earlier start of the run lies there.
 
     Raises:
         InputError: if the folder holds a run and ``resume`` is not ``auto``, or a run with other settings.
     """
-    folder = Path(settings.output) / (settings.name or default_name(settings))
+    folder = run_path(settings)
     config = folder / "config.yaml"
     if not config.exists():
         if folder.exists() and any(folder.iterdir()):

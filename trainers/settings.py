@@ -6,7 +6,7 @@ the command line. Every resolved value remembers its layer.
 
 import difflib
 import sys
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -15,15 +15,16 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
-from amimv import InputError
+from amimv import InputError, check_choice
 from amimv.models.methods import METHODS
 from amimv.pipelines import BACKENDS, PROFILES, SAMPLERS, ViewPolicy
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.pipelines.recipes import HARD, RECIPES
 
 CONFIGS = Path(__file__).parent / "configs"
-#: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
-METHOD_ALIASES = {"amimv": "mimv"}
+#: Names for a method with other published settings, each with a YAML of its own: ``amimv`` is `mimv` on the recipe
+#: that this project recommends, ``simclr-ts`` is `simclr` with a temperature schedule.
+METHOD_ALIASES = {"amimv": "mimv", "simclr-ts": "simclr"}
 #: Settings that may change when a run is resumed: they do not touch what is computed.
 FREE_ON_RESUME = (
     *("resume", "output", "name", "config", "root", "tracker", "log_every", "save_every"),
@@ -53,7 +54,7 @@ class PretrainSettings:
     """an .npy file of training indices, instead of rho, profile and total"""
 
     method: str = "amimv"
-    """amimv, mimv or simclr"""
+    """amimv, mimv, barlow-twins, byol, dino, moco-v3, nnclr, ressl, simclr, simclr-ts, simsiam, swav or vicreg"""
     recipe: str = "amimv"
     """which views of which images make up a pair: amimv, two-view, multi-crop, mimv, amimv-roles, ..."""
     online: str = "hard"
@@ -103,6 +104,16 @@ class PretrainSettings:
     """probability of Gaussian blur"""
     solarise_p: float = HARD.solarise_p
     """probability of solarisation"""
+    second_crop_min: float | None = None
+    """like crop_min, of side b's view in recipes two-view and multi-crop; None: as side a's"""
+    second_jitter_p: float | None = None
+    """like jitter_p, of that view"""
+    second_grey_p: float | None = None
+    """like grey_p, of that view"""
+    second_blur_p: float | None = None
+    """like blur_p, of that view"""
+    second_solarise_p: float | None = None
+    """like solarise_p, of that view"""
     local_crops: int = 6
     """local sides of recipe multi-crop"""
     local_size: int = 12
@@ -121,7 +132,7 @@ class PretrainSettings:
     accumulation: int = 1
     """micro-batches per optimiser step"""
     optimizer: str = "adamw"
-    """sgd, adamw, lars or another of timm's"""
+    """sgd, adamw, lars, larc (LARS with a clipped rate) or another of timm's"""
     lr: float = 1e-3
     """peak learning rate, at lr_batch"""
     lr_batch: int = 0
@@ -130,6 +141,8 @@ class PretrainSettings:
     """not applied to biases and norms"""
     optimizer_momentum: float = 0.9
     """of SGD and LARS"""
+    trust_coefficient: float = 0.001
+    """of LARS"""
     warmup: float = 0.05
     """share of the training spent in linear warm-up, before the cosine"""
     mixed_precision: str = "no"
@@ -185,13 +198,20 @@ class PretrainSettings:
             solarise_p=self.solarise_p,
         )
 
+    def second_policy(self) -> ViewPolicy:
+        """The augmentation ``A'`` of side b in two-view recipes."""
 
-def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise an `InputError` that lists the near misses unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown {what} '{value}': {hint}choose from {', '.join(choices)}")
+        def second(value: float | None, first: float) -> float:
+            return first if value is None else value
+
+        return replace(
+            self.policy(),
+            crop=(second(self.second_crop_min, self.crop_min), self.crop_max),
+            jitter_p=second(self.second_jitter_p, self.jitter_p),
+            grey_p=second(self.second_grey_p, self.grey_p),
+            blur_p=second(self.second_blur_p, self.blur_p),
+            solarise_p=second(self.second_solarise_p, self.solarise_p),
+        )
 
 
 def settings_class(method: str) -> type[PretrainSettings]:
@@ -307,7 +327,8 @@ def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[Pre
     presets = tuple(sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml")))
     check_choice("preset", preset, (*presets, "none"))
 
-    layers = [(f"configs/{method}.yaml", _read_yaml(CONFIGS / f"{method}.yaml"))]
+    published = CONFIGS / f"{method}.yaml"
+    layers = [(f"configs/{method}.yaml", _read_yaml(published))] if published.exists() else []
     if preset != "none":
         layers.append((f"preset {preset}", _preset_layer(preset, method)))
     if config_path:
@@ -364,15 +385,25 @@ def check(settings: PretrainSettings) -> None:
         "clusters": 2,
         "local_crops": 0,
         "lr_batch": 0,
+        "queue": 1,
+        "prototypes": 2,
+        "predictor_hidden": 1,
+        "iterations": 1,
     }
     for name, minimum in least.items():
-        if getattr(s, name) < minimum:
+        if getattr(s, name, minimum) < minimum:
             raise InputError(f"{name} is {getattr(s, name)}, expected at least {minimum}")
     if not all(0 < fraction <= 1 for fraction in s.label_fractions) or not s.label_fractions:
         raise InputError(f"label fractions are {s.label_fractions}, expected shares in (0, 1]")
     if not 0 <= s.warmup < 1:
         raise InputError(f"warmup is {s.warmup}, expected a share of the training in [0, 1)")
+    for name, value in vars(s).items():
+        if name.endswith("temperature") and value <= 0:
+            raise InputError(f"{name} is {value}, expected more than 0")
+        if name.endswith("momentum") and not 0 <= value <= 1:
+            raise InputError(f"{name} is {value}, expected 0 to 1")
     s.policy()
+    s.second_policy()
 
 
 def to_yaml(settings: PretrainSettings, sources: dict[str, str]) -> str:

@@ -1,9 +1,25 @@
-"""The methods by their names on the command line."""
+"""The methods by their names on the command line.
 
+A method is a class and its frozen settings in a file of its own here: ``barlow-twins`` is `BarlowTwins` and
+`BarlowTwinsSettings` in ``barlow_twins.py``. To add one, see ``docs/adding-a-method.md``.
+"""
+
+from importlib import import_module
 from typing import Any, NamedTuple
 
-from amimv.models.methods.mimv import Mimv, MimvSettings
-from amimv.models.methods.simclr import Simclr, SimclrSettings
+NAMES = (
+    "barlow-twins",
+    "byol",
+    "dino",
+    "mimv",
+    "moco-v3",
+    "nnclr",
+    "ressl",
+    "simclr",
+    "simsiam",
+    "swav",
+    "vicreg",
+)
 
 
 class Method(NamedTuple):
@@ -13,7 +29,10 @@ class Method(NamedTuple):
     settings: type
 
 
-METHODS = {
-    "mimv": Method(Mimv, MimvSettings),
-    "simclr": Method(Simclr, SimclrSettings),
-}
+def _load(name: str) -> Method:
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
+    title = name.title().replace("-", "")
+    return Method(getattr(module, title), getattr(module, title + "Settings"))
+
+
+METHODS = {name: _load(name) for name in NAMES}

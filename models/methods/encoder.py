@@ -1,30 +1,63 @@
-"""What every method is made of: a backbone and a projector, run once per view."""
+"""What every method is made of: a backbone, a projector and what is put on top, run once per view."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from amimv.models.backbones import encode
 
 Sides = Sequence[Sequence[Tensor]]
-Embed = Callable[[list[Tensor]], list[Tensor]]
+
+
+class Embeddings(NamedTuple):
+    """Of each side: the sum of its views' projections, and what the head makes of it.
+
+    Attributes:
+        z: per side ``(B, D)``.
+        p: per side the head's output (predictions or scores); without a head it is ``z``.
+    """
+
+    z: list[Tensor]
+    p: list[Tensor]
+
+
+Online = Callable[[Sides], Embeddings]
 
 
 class Encoder(nn.Module):
-    """Backbone and projector. Takes all views at once, so that `DistributedDataParallel` sees one forward pass, but
-    runs them one after the other: each has its own BatchNorm statistics."""
+    """Backbone and projector, and a head (predictor, prototypes) if the method has one.
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    Takes all sides at once, so that `DistributedDataParallel` sees one forward pass, but runs the views one after the
+    other: each has its own BatchNorm statistics. The head sees a side's summed embedding.
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module, head: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
+        self.head = head
 
-    def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """``(B, C, H, W)`` views of any sizes to as many ``(B, D)`` embeddings."""
-        return [self.projector(encode(self.backbone, view)) for view in views]
+    def no_weight_decay(self) -> set[str]:
+        """What timm's optimisers leave out of the weight decay besides biases and norms, such as a ViT's positions."""
+        names: set[str] = getattr(self.backbone, "no_weight_decay", set)()
+        return {f"backbone.{name}" for name in names}
+
+    def forward(self, sides: Sides) -> Embeddings:
+        """Sides of ``(B, C, H, W)`` views of any sizes to their embeddings."""
+        z = [self._embed(side) for side in sides]
+        return Embeddings(z, z if self.head is None else [self.head(side) for side in z])
+
+    def _embed(self, side: Sequence[Tensor]) -> Tensor:
+        first, *others = (self.projector(encode(self.backbone, view)) for view in side)
+        return sum(others, start=first)
 
 
-def embed_sides(embed: Embed, sides: Sides) -> list[Tensor]:
-    """Per side the sum of its views' embeddings, ``(B, D)``."""
-    embeddings = iter(embed([view for side in sides for view in side]))
-    return [sum((next(embeddings) for _ in side[1:]), start=next(embeddings)) for side in sides]
+def cross_pairs(sides: int) -> list[tuple[int, int]]:
+    """(online side, target side): every side against sides a and b (0 and 1), itself left out."""
+    return [(online, target) for target in (0, 1) for online in range(sides) if online != target]
+
+
+def symmetric_pairs(sides: int) -> list[tuple[int, int]]:
+    """Pairs of sides for a loss that does not tell them apart: a with b, and every local side with both."""
+    return [(0, 1), *((local, target) for local in range(2, sides) for target in (0, 1))]

@@ -14,7 +14,7 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import mimv_loss
-from amimv.models.methods.encoder import Embed, Encoder, Sides, embed_sides
+from amimv.models.methods.encoder import Encoder, Online, Sides
 from amimv.models.teacher import copy_teacher, update_teacher
 
 
@@ -51,12 +51,12 @@ class Mimv(nn.Module):
         """The target moves just before each optimiser step's forward pass."""
         update_teacher(self.teacher, self.online, self.settings.momentum)
 
-    def loss(self, online: Embed, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
         side_a, side_b, *local = sides
-        embeddings = [gather_rows(z) for z in embed_sides(online, [side_a, *local])]
+        embeddings = [gather_rows(z) for z in online([side_a, *local]).z]
         with torch.no_grad():
-            (target,) = (gather_rows(z) for z in embed_sides(self.teacher, [side_b]))
+            target = gather_rows(self.teacher([side_b]).z[0])
         ids = None if ids is None else gather_rows(ids)
         s = self.settings
         losses = [

@@ -1,8 +1,12 @@
 """SimCLR: a simple framework for contrastive learning of visual representations (Chen et al. 2020, arXiv 2002.05709).
 
 Sides a and b are each other's positives; a local side is a positive of both.
+
+As `simclr-ts`, the temperature follows a cosine between two values, for long-tailed data (Kukleva et al. 2023, arXiv
+2303.13664, equation 5): low temperatures tell images apart, high ones gather classes.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,33 +16,47 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import nt_xent
-from amimv.models.methods.encoder import Embed, Encoder, Sides, embed_sides
+from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
 
 
 @dataclass(frozen=True)
 class SimclrSettings:
     temperature: float = 0.2
     """of the cosine similarities"""
+    temperature_high: float | None = None
+    """the temperature swings up to this and back; None: constant"""
+    temperature_periods: float = 10.0
+    """how often it does so in the training"""
     projector_hidden: int = 2048
     """width of the projector's hidden layer"""
     projector_out: int = 256
     """width of the embedding"""
 
 
+def swinging_temperature(step: int, total_steps: int, low: float, high: float, periods: float) -> float:
+    """Temperature at a step (from 0): a cosine from ``high`` down to ``low`` and back, ``periods`` times."""
+    return low + (high - low) * (1 + math.cos(2 * math.pi * periods * step / total_steps)) / 2
+
+
 class Simclr(nn.Module):
     def __init__(self, backbone: nn.Module, settings: SimclrSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.temperature = settings.temperature
         widths = (feature_width(backbone), settings.projector_hidden, settings.projector_out)
         self.online = Encoder(backbone, build_mlp(widths, norm=False, last_norm=False))
 
     def begin_step(self, step: int, total_steps: int) -> None:
-        """Nothing moves but the weights."""
+        """The temperature is a function of the step."""
+        s = self.settings
+        if s.temperature_high is not None:
+            self.temperature = swinging_temperature(
+                step, total_steps, s.temperature, s.temperature_high, s.temperature_periods
+            )
 
-    def loss(self, online: Embed, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
-        za, zb, *local = (gather_rows(z) for z in embed_sides(online, sides))
+        z = [gather_rows(side) for side in online(sides).z]
         ids = None if ids is None else gather_rows(ids)
-        pairs = [(za, zb), *((z, other) for z in local for other in (za, zb))]
-        losses = [nt_xent(a, b, temperature=self.settings.temperature, ids=ids) for a, b in pairs]
-        return torch.stack(losses).mean(), za
+        losses = [nt_xent(z[a], z[b], temperature=self.temperature, ids=ids) for a, b in symmetric_pairs(len(z))]
+        return torch.stack(losses).mean(), z[0]

@@ -2,20 +2,21 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from amimv.models.heads import build_mlp
-from amimv.models.teacher import copy_teacher, update_teacher
+from amimv.models.heads import Prototypes, build_mlp
+from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
 
 
 def kinds(head: nn.Sequential) -> str:
-    """One letter a layer, a lower-case l for a linear one without bias."""
-    letters = {nn.BatchNorm1d: "B", nn.ReLU: "R"}
+    """One letter a layer, in lower case for a linear one or a norm without bias."""
+    letters = {nn.Linear: "l", nn.BatchNorm1d: "b", nn.ReLU: "R", nn.GELU: "G"}
     return "".join(
-        ("l" if layer.bias is None else "L") if isinstance(layer, nn.Linear) else letters[type(layer)]
+        letters[type(layer)] if getattr(layer, "bias", None) is None else letters[type(layer)].upper()
         for layer in head
     )
 
@@ -43,6 +44,71 @@ def test_layers_of_a_head(widths: tuple[int, ...], norm: bool, last_norm: bool, 
 
 def test_a_head_normalises_by_default() -> None:
     assert kinds(build_mlp((4, 4, 4))) == "lBRlB"
+
+
+@pytest.mark.parametrize(
+    ("widths", "last_norm", "expected"),
+    [((8, 6, 5, 4), True, "lBRlBRlb"), ((8, 6, 4), True, "lBRlb"), ((8, 4), True, "lb"), ((8, 6, 4), False, "lBRL")],
+)
+def test_the_last_norm_may_have_no_weight_and_bias(widths: tuple[int, ...], last_norm: bool, expected: str) -> None:
+    head = build_mlp(widths, last_norm=last_norm, last_affine=False)
+    assert kinds(head) == expected
+    if last_norm:
+        assert head[-1].weight is None
+        out = head(torch.randn(64, 8))
+        torch.testing.assert_close(out.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(out.std(dim=0, correction=0), torch.ones(4), atol=1e-2, rtol=0)
+
+
+def test_the_activation_is_a_choice() -> None:
+    assert kinds(build_mlp((8, 6, 6, 4), norm=False, last_norm=False, activation=nn.GELU)) == "LGLGL"
+    assert kinds(build_mlp((8, 6, 4), activation=nn.GELU)) == "lBGlB"
+
+
+def cosines_by_hand(z: Tensor, weight: Tensor) -> list[list[float]]:
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+    return [[cosine(row, prototype) for prototype in weight.double().tolist()] for row in z.double().tolist()]
+
+
+def test_scores_are_cosine_similarities_to_the_prototypes() -> None:
+    torch.manual_seed(0)
+    head, z = Prototypes(6, 9), 3 * torch.randn(4, 6)
+    expected = torch.tensor(cosines_by_hand(z, head.weight.detach()))
+    torch.testing.assert_close(head(z), expected, rtol=1e-5, atol=1e-6)
+    assert head(head.weight).abs().max() <= 1 + 1e-6
+    with torch.no_grad():
+        head.weight.mul_(torch.linspace(0.1, 7, 9)[:, None])
+    torch.testing.assert_close(head(100 * z), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_prototypes_give_the_same_scores_and_get_a_zero_gradient() -> None:
+    torch.manual_seed(0)
+    head, z = Prototypes(6, 9), torch.randn(4, 6, requires_grad=True)
+    found: dict[str, Tensor] = {}
+    for frozen in (False, True, False):
+        head.freeze(frozen)
+        scores = head(z)
+        weight, rows = torch.autograd.grad(scores.square().sum(), [head.weight, z])
+        assert bool(weight.any()) is not frozen
+        found.setdefault("scores", scores.detach())
+        found.setdefault("rows", rows)
+        assert torch.equal(scores, found["scores"])
+        assert torch.equal(rows, found["rows"])
+
+
+def test_the_gradient_of_prototypes_is_that_of_cosine_similarities() -> None:
+    torch.manual_seed(0)
+    head, z = Prototypes(5, 3).double(), torch.randn(4, 5, dtype=torch.float64)
+    head(z).pow(3).sum().backward()
+    weight = head.weight.detach().clone().requires_grad_()
+    ((z / z.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=1, keepdim=True)).T).pow(3).sum().backward()
+    torch.testing.assert_close(head.weight.grad, weight.grad)
+
+
+def test_a_checkpoint_of_prototypes_holds_their_weight_only() -> None:
+    assert set(Prototypes(5, 3).state_dict()) == {"weight"}
 
 
 def build_network() -> nn.Sequential:
@@ -121,3 +187,24 @@ def test_updating_leaves_no_graph() -> None:
     teacher = copy_teacher(network)
     update_teacher(teacher, network, 0.5)
     assert all(p.grad_fn is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_the_network_may_have_more_than_its_teacher() -> None:
+    """As a predictor, whatever its place among the parameters."""
+    parts = {"backbone": nn.Linear(3, 4), "head": nn.Linear(4, 2), "projector": nn.Linear(4, 4)}
+    network = nn.ModuleDict(parts)
+    teacher = changed(copy_teacher(nn.ModuleDict({k: parts[k] for k in ("projector", "backbone")})), 1.0)
+    before = state(teacher)
+    update_teacher(teacher, network, 0.75)
+    for name, tensor in teacher.named_parameters():
+        torch.testing.assert_close(tensor, 0.75 * before[name] + 0.25 * network.get_parameter(name).detach())
+
+
+def test_the_momentum_goes_to_one_by_a_cosine() -> None:
+    momenta = [cosine_momentum(step, 200, 0.99) for step in range(201)]
+    assert momenta[0] == pytest.approx(0.99)
+    assert momenta[50] == pytest.approx(1 - 0.01 * (1 + math.sqrt(0.5)) / 2)
+    assert momenta[100] == pytest.approx(0.995)
+    assert momenta[200] == pytest.approx(1.0)
+    assert all(a < b for a, b in itertools.pairwise(momenta))
+    assert cosine_momentum(7, 10, 1.0) == 1.0

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, check_choice
 from amimv.pipelines import samplers
 from amimv.pipelines.rng import Key
 from amimv.pipelines.samplers import (
@@ -15,7 +15,6 @@ from amimv.pipelines.samplers import (
     SAMPLERS,
     Groups,
     build_groups,
-    check_sampler,
     draw_anchors,
     draw_partners,
     group_weights,
@@ -318,7 +317,7 @@ def test_a_class_of_one_falls_through_to_the_next() -> None:
 
 @pytest.mark.parametrize(("name", "near"), [("clas-balanced", "class-balanced"), ("squareroot", "square-root")])
 def test_an_unknown_sampler_names_the_near_misses(name: str, near: str) -> None:
-    for check in (lambda: check_sampler(name), lambda: group_weights(SIZES, name)):
+    for check in (lambda: check_choice("sampler", name, SAMPLERS), lambda: group_weights(SIZES, name)):
         with pytest.raises(InputError, match=f"unknown sampler '{name}': did you mean {near}") as error:
             check()
         assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """Image stores: the three sources, their statistics, and one clear line for each thing that can be wrong."""
 
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -103,6 +104,27 @@ def test_the_root_argument_goes_before_the_environment(tmp_path: Path, monkeypat
 def test_wrong_md5_names_both_sums(tmp_path: Path) -> None:
     (tmp_path / "retinamnist.npz").write_bytes(real("retinamnist.npz").read_bytes()[:-1000])
     refused("MD5 [0-9a-f]{32}, expected bd4c0672f1bba3e3a89f0e4e876791e4", "retinamnist", root=tmp_path)
+
+
+def test_the_md5_is_computed_once_for_all_splits_and_again_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "retinamnist.npz"
+    write(path, size=28, classes=5)
+    content = path.read_bytes()
+    digest, read = hashlib.file_digest, []
+    monkeypatch.setattr("hashlib.file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
+    monkeypatch.setitem(medmnist.INFO["retinamnist"], "MD5", hashlib.md5(content).hexdigest())
+    for split in ("train", "val", "test"):
+        load_store("retinamnist", split, root=tmp_path)
+    assert read == [str(path)]
+    status = path.stat()
+    path.write_bytes(content[:-1] + b"x")  # as long as before
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    refused("MD5 [0-9a-f]{32}, expected", "retinamnist", root=tmp_path)
+    path.write_bytes(content[:-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    refused("MD5 [0-9a-f]{32}, expected", "retinamnist", root=tmp_path)
 
 
 def test_a_missing_file_is_downloaded_by_medmnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,33 @@
 """The real command: exact resume, signals, bad input, two processes."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
 
-from amimv.pipelines import SAMPLERS, PairLoader, get_recipe, load_store
+from amimv import InputError
+from amimv.models.backbones import BackboneSpec, build_backbone
+from amimv.models.methods import METHODS
+from amimv.models.methods.encoder import Encoder
+from amimv.pipelines import SAMPLERS, PairBatch, PairLoader, get_recipe, load_store
 from amimv.trainers import pretrain as module
+from amimv.trainers.run_folder import open_run, run_path
+from amimv.trainers.schedules import warmup_cosine
+from amimv.trainers.settings import PretrainSettings, resolve
 
 SCRIPT = Path(module.__file__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +190,237 @@ def test_a_nan_stops_the_run_and_names_the_step_and_its_pairs(tiny_npz: Path, tm
     assert saved[-1:] == logged[-1:], "a checkpoint past a loss that is not finite"
 
 
+# Optimisers, in this process
+
+#: Of whatever a method's settings have.
+SMALL_HEADS = {"projector_hidden": 32, "projector_out": 16, "predictor_hidden": 24, "prototypes": 10, "queue": 32}
+LARC_METHODS = ("simclr", "moco-v3", "byol", "dino", "nnclr", "vicreg", "barlow-twins", "swav")
+
+
+def published(method: str, *flags: str) -> PretrainSettings:
+    """As published, but for heads of a few units."""
+    settings, _ = resolve(["--method", method, "--preset", "none", *flags])
+    return replace(settings, **{name: value for name, value in SMALL_HEADS.items() if name in vars(settings)})
+
+
+def network_of(settings: PretrainSettings) -> Encoder:
+    torch.manual_seed(0)
+    network: Encoder = METHODS[settings.method].build(build_backbone(BackboneSpec(settings.backbone)), settings).online
+    return network
+
+
+def larc_step(
+    weight: Tensor, gradient: Tensor, buffer: Tensor, lr: float, decay: float, trust: float
+) -> tuple[Tensor, Tensor, float]:
+    """LARS with a clipped rate (You et al. 2017, equation 6; clipped as in NVIDIA's LARC), momentum 0.9."""
+    size, slope = float(weight.norm()), float(gradient.norm())
+    rate = min(trust * size / (slope + decay * size) / lr, 1.0)
+    buffer = 0.9 * buffer + rate * (gradient + decay * weight)
+    return weight - lr * buffer, buffer, rate
+
+
+@pytest.mark.parametrize("method", LARC_METHODS)
+def test_published_lars_adapts_and_decays_weights_only(method: str) -> None:
+    settings = published(method, "--data", "retinamnist", "--batch-size", "128")
+    network = network_of(settings)
+    optimizer = module.make_optimizer(settings, network)
+    # Half the batch, half the rate.
+    lr = {"byol": 1.0, "simclr": 0.4, "nnclr": 0.4, "swav": 0.6}.get(method, 0.3) / 2
+    decay = {"simclr": 1e-4, "vicreg": 1e-4, "barlow-twins": 1e-4, "byol": 1e-5, "nnclr": 1e-5}.get(method, 1e-6)
+    generator = torch.Generator().manual_seed(0)
+    expected = {name: p.detach().double() for name, p in network.named_parameters()}
+    buffers = {name: torch.zeros_like(p) for name, p in expected.items()}
+    rates = []
+    for _ in range(2):
+        for i, (name, parameter) in enumerate(network.named_parameters()):
+            # Slopes over four decades, so that some rates are clipped and others are not.
+            gradient = torch.randn(parameter.shape, generator=generator) * 10.0 ** (i % 5 - 4)
+            parameter.grad = gradient
+            if parameter.ndim == 1:  # biases and norms: SGD with momentum, no more
+                buffers[name] = 0.9 * buffers[name] + gradient.double()
+                expected[name] = expected[name] - lr * buffers[name]
+            else:
+                expected[name], buffers[name], rate = larc_step(
+                    expected[name], gradient.double(), buffers[name], lr, decay, 0.02
+                )
+                rates.append(rate)
+        optimizer.step()
+    assert any(rate == 1.0 for rate in rates)
+    assert any(rate < 1.0 for rate in rates)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    adapted = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert adapted == {id(p) for p in network.parameters() if p.ndim > 1}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_is_in_one_group(method: str) -> None:
+    network = network_of(published(method))
+    grouped = [id(p) for g in module.make_optimizer(published(method), network).param_groups for p in g["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
+
+
+@pytest.mark.parametrize("method", ["mimv", "moco-v3", "dino"])
+def test_a_vits_positions_are_not_decayed(method: str) -> None:
+    settings = published(method, "--backbone", "test_vit", "--weight-decay", "0.5")
+    network = network_of(settings)
+    optimizer = module.make_optimizer(settings, network)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in network.named_parameters() if id(p) in decayed}
+    assert not {name for name in names if "pos_embed" in name or "cls_token" in name or name.endswith("bias")}
+    assert {"backbone.pos_embed", "backbone.cls_token"} <= {name for name, _ in network.named_parameters()}
+    assert "backbone.blocks.0.attn.qkv.weight" in names
+    # MoCo v3 leaves a ViT's random patch embedding as it is.
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    patches = id(network.get_parameter("backbone.patch_embed.proj.weight"))
+    assert (patches in trained) == (patches in decayed) == (method != "moco-v3")
+
+
+# Training, in this process
+
+
+def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> module.Training:
+    """A run that is ready to train, gone on with where there is one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    settings, sources = resolve([*flags, "--output", str(folder)])
+    settings = replace(settings, **{name: value for name, value in SMALL_HEADS.items() if name in vars(settings)})
+    _, again = open_run(settings, sources)
+    run = module.build_training(settings, run_path(settings), module.make_accelerator(settings, run_path(settings)))
+    if again:
+        module.restore(run)
+    return run
+
+
+def rates_of(run: module.Training, monkeypatch: pytest.MonkeyPatch, stop_after: int = 0) -> list[tuple[float, float]]:
+    """Train; the learning rates of the predictor and of the rest in every step."""
+    found = []
+    predictor = {id(p) for p in run.method.online.head.parameters()}
+    train_step = module.train_step
+
+    def noting(run: module.Training, batches: Iterator[PairBatch], epoch: int) -> None:
+        train_step(run, batches, epoch)
+        head, rest = set(), set()
+        for group in run.optimizer.param_groups:
+            for parameter in group["params"]:
+                (head if id(parameter) in predictor else rest).add(group["lr"])
+        assert len(head) == len(rest) == 1
+        found.append((head.pop(), rest.pop()))
+        if run.step == stop_after:
+            run.stop_signal = 15
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_step", noting)
+        if stop_after:
+            with pytest.raises(module.Interrupted):
+                module.train(run)
+        else:
+            module.train(run)
+    return found
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_simsiams_predictor_keeps_its_learning_rate(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, fixed: bool
+) -> None:
+    flags = (
+        *quick(tiny_npz, "--method", "simsiam", "--steps", "8", "--warmup", "0.25", "--knn-every", "0"),
+        *("--optimizer", optimizer, "--lr", "0.5", "--lr-batch", "32", "--resume", "auto"),
+        *(() if fixed else ("--no-fixed-predictor-lr",)),
+    )
+    schedule = [0.25 * warmup_cosine(step, 8, 2) for step in range(8)]
+    assert len(set(schedule)) > 6
+    expected = [(0.25 if fixed else rate, rate) for rate in schedule]
+    whole = rates_of(start(monkeypatch, tmp_path / "whole", *flags), monkeypatch)
+    broken = rates_of(start(monkeypatch, tmp_path / "broken", *flags), monkeypatch, stop_after=5)
+    assert len(broken) == 5
+    resumed = start(monkeypatch, tmp_path / "broken", *flags)
+    assert resumed.step == 5
+    broken += rates_of(resumed, monkeypatch)
+    assert whole == broken == [pytest.approx(pair) for pair in expected]
+
+
+def test_a_fixed_predictor_learns_where_the_rest_has_no_rate_left(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = quick(tiny_npz, "--method", "simsiam", "--steps", "2", "--warmup", "0", "--knn-every", "0")
+    run = start(monkeypatch, tmp_path, *flags)
+    # A training of one step more than its schedule is long: there the cosine is at 0.
+    run.total_steps, run.step = 1, 1
+    before = {name: p.detach().clone() for name, p in run.method.online.named_parameters()}
+    module.train_step(run, run.loader.epoch(0), 0)
+    moved = {name for name, p in run.method.online.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all(name.startswith("head.") for name in moved)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_queue_is_capped_at_the_data_set(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = resolve(["--method", method, "--preset", "none"])[0]
+    caplog.set_level(logging.INFO, logger="amimv")
+    capped = module.cap_queue(settings, 96)
+    if method not in ("nnclr", "ressl", "swav"):
+        assert capped is settings
+        assert "queue" not in vars(settings)
+        assert not caplog.messages
+        return
+    length = {"nnclr": 65536, "ressl": 65536, "swav": 3840}[method]
+    assert vars(capped) == vars(settings) | {"queue": 96}
+    assert caplog.messages == [f"the queue of {length} embeddings is capped at the data set's 96 images"]
+    assert module.cap_queue(settings, length) is settings
+    assert module.cap_queue(capped, 96) is capped
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(("queue", "length"), [("5000", 96), ("40", 40)])
+def test_a_runs_queue_is_capped_and_its_config_is_not(
+    tiny_npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    queue: str,
+    length: int,
+) -> None:
+    caplog.set_level(logging.INFO, logger="amimv")
+    monkeypatch.delitem(SMALL_HEADS, "queue")
+    run = start(monkeypatch, tmp_path, *quick(tiny_npz, "--method", "swav", "--queue", queue))
+    assert [len(q.rows) for q in (run.method.queue_a, run.method.queue_b)] == [length, length]
+    assert sum("capped" in message for message in caplog.messages) == (length != int(queue))
+    # So that the same flags go on with the run, and fit another data set.
+    assert f"queue: {queue} " in (run.folder / "config.yaml").read_text()
+
+
+MULTI_CROP = ("--recipe", "multi-crop", "--backbone", "test_vit", "--local-crops", "2", "--knn-every", "0")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_multi_crop_with_a_vit(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    flags = quick(tiny_npz, "--method", method, *MULTI_CROP, "--local-size", "12", "--steps", "1", "--warmup", "0")
+    run = start(monkeypatch, tmp_path, *flags)
+    shapes: list[torch.Size] = []
+    run.method.online.backbone.register_forward_pre_hook(lambda _, views: shapes.append(views[0].shape))
+    before = {name: p.detach().clone() for name, p in run.method.online.named_parameters()}
+    module.train(run)
+    (row,) = run.metrics.read()
+    assert np.isfinite(row["loss"])
+    assert [shape[2:] for shape in shapes].count((12, 12)) == 2
+    assert (28, 28) in [shape[2:] for shape in shapes]
+    moved = {name for name, p in run.method.online.named_parameters() if not torch.equal(p, before[name])}
+    assert "backbone.pos_embed" in moved
+    assert ("backbone.patch_embed.proj.weight" in moved) == (method != "moco-v3")
+
+
+def test_a_local_size_that_a_vits_patch_does_not_divide(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = quick(tiny_npz, "--method", "dino", *MULTI_CROP, "--local-size", "10")
+    _main_fails(tmp_path, capsys, monkeypatch, flags, "backbone 'test_vit' cannot take images of 10 pixels")
+    with pytest.raises(InputError) as caught:
+        start(monkeypatch, tmp_path, *flags)
+    assert "\n" not in str(caught.value)
+
+
 # Bad input: one clear line, status 2, earlier results untouched
 
 
@@ -232,8 +476,6 @@ def _main_fails(
     said: str,
 ) -> None:
     """The command's own main in this process: importing torch anew for each case would take minutes."""
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags])

@@ -1,15 +1,28 @@
 """Settings: which layer wins, where each value came from, and one clear line for each thing that can be wrong."""
 
 import itertools
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
 from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
-from amimv.trainers.settings import CONFIGS, PretrainSettings, check, from_yaml, resolve, to_yaml
+from amimv.pipelines import Recipe, ViewPolicy
+from amimv.trainers.pretrain import make_recipe
+from amimv.trainers.settings import (
+    CONFIGS,
+    METHOD_ALIASES,
+    PretrainSettings,
+    check,
+    from_yaml,
+    resolve,
+    to_yaml,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -151,6 +164,21 @@ def test_a_presets_part_for_one_method(preset: str) -> None:
     for method in ("mimv", "amimv"):
         other, sources = resolve(["--method", method, "--preset", preset])
         assert (vars(other)["projector_hidden"], sources["projector_hidden"]) == (0, "default")
+    aliased, sources = resolve(["--method", "simclr-ts", "--preset", preset])
+    assert (vars(aliased)["projector_hidden"], sources["projector_hidden"]) == (128, f"preset {preset}")
+    assert (vars(aliased)["temperature_high"], sources["temperature_high"]) == (1.0, "configs/simclr-ts.yaml")
+
+
+@pytest.mark.parametrize("preset", ["small", "dermatoscopy"])
+def test_a_presets_parts_name_settings_that_the_methods_have(preset: str) -> None:
+    parts = yaml.safe_load((CONFIGS / "presets" / f"{preset}.yaml").read_text())["methods"]
+    assert set(parts) == set(METHODS) - {"mimv"}
+    for method, part in parts.items():
+        own = {field.name for field in fields(METHODS[method].settings)}
+        assert set(part) <= own, method
+        settings, sources = resolve(["--method", method, "--preset", preset])
+        for name, value in part.items():
+            assert (getattr(settings, name), sources[name]) == (value, f"preset {preset}")
 
 
 def test_the_length_of_a_higher_layer_unsets_the_other_below(tmp_path: Path) -> None:
@@ -194,8 +222,7 @@ def hard_augmentation(s: PretrainSettings) -> tuple[object, ...]:
 
 
 def test_published_defaults_of_mimv() -> None:
-    settings, _ = resolve(["--method", "mimv", "--backbone", "resnet18", "--preset", "none"])
-    s = settings
+    s = published("mimv")
     assert (s.epochs, s.steps, s.epochs * s.warmup) == (2000, 0, pytest.approx(200))
     assert (s.optimizer, s.lr, s.optimizer_momentum, s.weight_decay) == ("sgd", 3.0, 0.9, 1e-4)
     assert (s.batch_size, s.lr_batch) == (1024, 1024)
@@ -205,13 +232,199 @@ def test_published_defaults_of_mimv() -> None:
     assert hard_augmentation(s) == (0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.08, 1.0, 0.5, 0.0, 0.0, 0.5, 0.0)
 
 
-def test_published_defaults_of_simclr() -> None:
-    settings, _ = resolve(["--method", "simclr", "--backbone", "resnet18", "--preset", "none"])
-    s = settings
-    assert (s.epochs * s.warmup, s.batch_size, s.lr_batch) == (pytest.approx(10), 256, 256)
-    assert (s.optimizer, s.lr, s.weight_decay) == ("lars", 0.4, 1e-4)
-    assert vars(s)["temperature"] == 0.2
-    assert linear_shapes(s) == [(512, 2048), (2048, 256)]
+#: Of each method: (peak learning rate, weight decay), its own settings, widths of the projector's and of the head's
+#: layers on the 512 features of a ResNet-18. Batch 256, 1,000 epochs.
+PUBLISHED: dict[str, tuple[tuple[float, float], dict[str, float | None], list[int], list[int]]] = {
+    "simclr": (
+        (0.4, 1e-4),
+        {"temperature": 0.2, "temperature_high": None},
+        [512, 2048, 256],
+        [],
+    ),
+    "moco-v3": (
+        (0.3, 1e-6),
+        {"temperature": 0.2, "momentum": 0.99},
+        [512, 4096, 256],
+        [256, 4096, 256],
+    ),
+    "byol": (
+        (1.0, 1e-5),
+        {"momentum": 0.99},
+        [512, 4096, 256],
+        [256, 4096, 256],
+    ),
+    "dino": (
+        (0.3, 1e-6),
+        {
+            "student_temperature": 0.1,
+            "teacher_temperature": 0.07,
+            "teacher_temperature_start": 0.04,
+            "momentum": 0.9995,
+            "centre_momentum": 0.9,
+        },
+        [512, 2048, 2048, 256],
+        [256, 4096],
+    ),
+    "ressl": (
+        (0.05, 1e-4),
+        {"student_temperature": 0.1, "teacher_temperature": 0.04, "queue": 65536, "momentum": 0.99},
+        [512, 4096, 256],
+        [],
+    ),
+    "nnclr": (
+        (0.4, 1e-5),
+        {"temperature": 0.2, "queue": 65536},
+        [512, 2048, 2048, 256],
+        [256, 4096, 256],
+    ),
+    "vicreg": (
+        (0.3, 1e-4),
+        {"invariance": 25.0, "variance": 25.0, "covariance": 1.0},
+        [512, 2048, 2048, 2048],
+        [],
+    ),
+    "barlow-twins": (
+        (0.3, 1e-4),
+        {"redundancy": 0.0051, "loss_scale": 0.1},
+        [512, 2048, 2048, 2048],
+        [],
+    ),
+    "simsiam": (
+        (0.5, 1e-5),
+        {"fixed_predictor_lr": True},
+        [512, 2048, 2048, 2048],
+        [2048, 512, 2048],
+    ),
+    "swav": (
+        (0.6, 1e-6),
+        {"temperature": 0.1, "queue": 3840, "prototypes": 3000},
+        [512, 2048, 128],
+        [128, 3000],
+    ),
+}
+SGD = ("ressl", "simsiam")
+
+
+class Features(nn.Module):
+    """Stands for a ResNet-18, of which the heads only know the width."""
+
+    num_features = 512
+
+
+def widths(network: nn.Module | None) -> list[int]:
+    """Of the layers of a head, from the first's input on."""
+    weights = [] if network is None else [w for _, w in network.named_parameters() if w.ndim == 2]
+    for one, following in itertools.pairwise(weights):
+        assert one.shape[0] == following.shape[1]
+    return [weights[0].shape[1], *(w.shape[0] for w in weights)] if weights else []
+
+
+def published(method: str) -> PretrainSettings:
+    """As resolved for a published set on a ResNet-18; shown by ``pytest -s``."""
+    flags = ["--method", method, "--backbone", "resnet18", "--preset", "none", "--data", "retinamnist"]
+    settings, sources = resolve(flags)
+    print(f"\n# {' '.join(flags)}\n{to_yaml(settings, sources)}")
+    return settings
+
+
+def test_the_table_has_all_methods() -> None:
+    assert set(PUBLISHED) | {"mimv"} == set(METHODS)
+    assert set(METHOD_ALIASES) == {"amimv", "simclr-ts"}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_defaults(method: str) -> None:
+    (lr, weight_decay), own, projector, head = PUBLISHED[method]
+    s = published(method)
+    assert (s.epochs, s.steps, s.epochs * s.warmup) == (1000, 0, pytest.approx(10))
+    assert (s.lr, s.weight_decay, s.batch_size, s.lr_batch) == (lr, weight_decay, 256, 256)
+    assert s.optimizer_momentum == 0.9
+    if method in SGD:
+        assert s.optimizer == "sgd"
+    else:
+        assert (s.optimizer, s.trust_coefficient) == ("larc", 0.02)
+    assert (s.recipe, s.sampler, s.partner, s.rho) == ("two-view", "uniform", "uniform", 1.0)
+    assert {name: getattr(s, name) for name in own} == own
+    online = METHODS[s.method].build(Features(), replace(s, **({"queue": 8} if "queue" in vars(s) else {}))).online
+    assert widths(online.projector) == projector
+    assert widths(online.head) == head
+
+
+def test_published_defaults_of_simclr_with_a_temperature_schedule() -> None:
+    s = published("simclr-ts")
+    assert (s.method, s.recipe) == ("simclr", "two-view")
+    own = vars(s)
+    assert (own["temperature"], own["temperature_high"], own["temperature_periods"]) == (0.1, 1.0, 5.0)
+    assert (s.epochs, s.epochs * s.warmup) == (2000, pytest.approx(10))
+    assert (s.optimizer, s.optimizer_momentum, s.lr, s.weight_decay) == ("sgd", 0.9, 0.5, 1e-4)
+    assert (s.batch_size, s.lr_batch) == (512, 512)
+    assert widths(METHODS["simclr"].build(Features(), s).online.projector) == [512, 512, 128]
+
+
+def test_published_lengths_of_phases_in_epochs() -> None:
+    dino, swav = vars(published("dino")), vars(published("swav"))
+    assert dino["freeze_prototypes"] * dino["epochs"] == pytest.approx(1)
+    assert dino["teacher_temperature_warmup"] * dino["epochs"] == pytest.approx(50)
+    assert swav["freeze_prototypes"] * swav["epochs"] == pytest.approx(2)
+    assert swav["queue_start"] * swav["epochs"] == pytest.approx(50)
+
+
+# Both sides' augmentation
+
+
+def both_policies(recipe: Recipe) -> tuple[ViewPolicy, ViewPolicy]:
+    assert recipe.name == "two-view"
+    (a,), (b,) = recipe.sides
+    return a.policy, b.policy
+
+
+#: (brightness, contrast, saturation, hue), (jitter, grey, blur, solarise) probabilities and smallest crop of side a.
+SIDE_A = {
+    "simclr": ((0.8, 0.8, 0.8, 0.2), (0.8, 0.2, 0.5, 0.0), 0.08),
+    "simclr-ts": ((0.4, 0.4, 0.4, 0.1), (0.8, 0.2, 0.0, 0.0), 0.1),
+    "swav": ((0.8, 0.8, 0.8, 0.2), (0.8, 0.2, 0.5, 0.0), 0.08),
+    "moco-v3": ((0.4, 0.4, 0.2, 0.1), (0.8, 0.2, 0.0, 0.0), 0.08),
+    "byol": ((0.4, 0.4, 0.2, 0.1), (0.8, 0.2, 0.0, 0.0), 0.08),
+    "dino": ((0.4, 0.4, 0.2, 0.1), (0.8, 0.2, 0.0, 0.0), 0.08),
+    "nnclr": ((0.4, 0.4, 0.2, 0.1), (0.8, 0.2, 0.0, 0.0), 0.08),
+    "barlow-twins": ((0.4, 0.4, 0.2, 0.1), (0.8, 0.2, 0.0, 0.0), 0.08),
+    "vicreg": ((0.4, 0.4, 0.2, 0.1), (0.8, 0.2, 0.0, 0.1), 0.2),
+    "ressl": ((0.4, 0.4, 0.2, 0.1), (0.8, 0.2, 0.5, 0.0), 0.08),
+    "simsiam": ((0.4, 0.4, 0.4, 0.1), (0.8, 0.2, 0.5, 0.0), 0.08),
+}
+#: What of it another side b has.
+SIDE_B: dict[str, dict[str, Any]] = {
+    **{name: {"solarise_p": 0.2} for name in ("moco-v3", "byol", "dino", "nnclr", "barlow-twins")},
+    "ressl": {"jitter_p": 0.0, "grey_p": 0.0, "blur_p": 0.0},
+}
+
+
+@pytest.mark.parametrize("method", SIDE_A)
+def test_published_augmentation_of_both_sides(method: str) -> None:
+    a, b = both_policies(make_recipe(published(method)))
+    jitter, probabilities, smallest = SIDE_A[method]
+    assert (a.brightness, a.contrast, a.saturation, a.hue) == jitter
+    assert (a.jitter_p, a.grey_p, a.blur_p, a.solarise_p) == probabilities
+    assert (a.crop, a.hflip, a.vflip, a.rotation) == ((smallest, 1.0), 0.5, 0.0, 0.0)
+    assert b == replace(a, **SIDE_B.get(method, {}))
+    if method == "ressl":
+        only_cropped_and_mirrored = (b.jitter_p, b.grey_p, b.blur_p, b.solarise_p, b.rotation, b.vflip)
+        assert only_cropped_and_mirrored == (0.0,) * 6
+
+
+@pytest.mark.parametrize("method", SIDE_A)
+@pytest.mark.parametrize("preset", ["small", "dermatoscopy"])
+def test_presets_give_both_sides_the_same_augmentation(preset: str, method: str) -> None:
+    settings, _ = resolve(["--method", method, "--preset", preset])
+    a, b = both_policies(make_recipe(settings))
+    assert a.solarise_p == 0.0
+    assert b == (replace(a, jitter_p=0.0, grey_p=0.0, blur_p=0.0) if method == "ressl" else a)
+
+
+def test_a_flag_for_the_second_side_changes_that_side_only() -> None:
+    settings, _ = resolve(["--method", "simclr", "--second-crop-min", "0.5", "--second-blur-p", "0.125"])
+    a, b = both_policies(make_recipe(settings))
+    assert b == replace(a, crop=(0.5, 1.0), blur_p=0.125) != a
 
 
 # What can be wrong
@@ -234,6 +447,17 @@ def test_published_defaults_of_simclr() -> None:
         (("--partners", "0"), "partners is 0, expected at least 1"),
         (("--crop-min", "0"), "crop is (0.0, 1.0)"),
         (("--hflip", "2"), "hflip is 2.0"),
+        (("--second-blur-p", "2"), "blur_p is 2.0"),
+        (("--method", "mocov3"), "unknown method 'mocov3': did you mean moco-v3"),
+        (("--method", "simclr", "--temperature", "0"), "temperature is 0.0, expected more than 0"),
+        (("--method", "ressl", "--teacher-temperature", "-1"), "teacher_temperature is -1.0, expected more than 0"),
+        (("--method", "nnclr", "--queue", "0"), "queue is 0, expected at least 1"),
+        (("--method", "byol", "--momentum", "1.5"), "momentum is 1.5, expected 0 to 1"),
+        (("--method", "dino", "--centre-momentum", "-1"), "centre_momentum is -1.0, expected 0 to 1"),
+        (("--method", "dino", "--prototypes", "1"), "prototypes is 1, expected at least 2"),
+        (("--method", "swav", "--prototypes", "1"), "prototypes is 1, expected at least 2"),
+        (("--method", "swav", "--iterations", "0"), "iterations is 0, expected at least 1"),
+        (("--method", "simsiam", "--predictor-hidden", "0"), "predictor_hidden is 0, expected at least 1"),
     ],
 )
 def test_bad_values_on_the_command_line(flags: tuple[str, ...], expected: str) -> None:
@@ -303,6 +527,9 @@ def test_numbers_that_yaml_reads_as_text_are_fine(tmp_path: Path) -> None:
         ("--method", "simclr", "--epochs", "3", "--lr", "1e-7", "--name", "yes # no: 'x'", "--label-fractions", "0.1"),
         ("--near-zero", "None", "--preset", "none", "--data", "retinamnist", "--rho", "100", "--no-evaluate"),
         ("--data", "some where/a.npz", "--backbone", "resnet18", "--root", "1", "--exclude-duplicates", "no"),
+        ("--method", "simclr-ts", "--preset", "none"),
+        ("--method", "byol", "--second-crop-min", "0.5", "--second-solarise-p", "None"),
+        *(("--method", method) for method in METHODS),
     ],
 )
 def test_a_runs_config_gives_the_same_settings_again(tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -326,7 +553,7 @@ def test_the_written_config_tells_where_each_value_came_from() -> None:
     assert found["crop_min"] == "preset small"
 
 
-@pytest.mark.parametrize("method", ["amimv", "mimv", "simclr"])
+@pytest.mark.parametrize("method", [*METHODS, *METHOD_ALIASES])
 @pytest.mark.parametrize("preset", ["none", "small", "dermatoscopy"])
 def test_all_shipped_files_fit(method: str, preset: str) -> None:
     check(resolve(["--method", method, "--preset", preset])[0])

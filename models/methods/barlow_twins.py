@@ -1,0 +1,49 @@
+"""Barlow Twins: self-supervised learning via redundancy reduction (Zbontar et al. 2021, arXiv 2103.03230).
+
+The cross-correlation of the dimensions of sides a and b, over the batch, is drawn to the identity. No negatives, no
+teacher; a local side is paired with both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.backbones import feature_width
+from amimv.models.distributed import gather_rows
+from amimv.models.heads import build_mlp
+from amimv.models.losses import barlow_twins_loss
+from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
+
+
+@dataclass(frozen=True)
+class BarlowTwinsSettings:
+    redundancy: float = 0.0051
+    """lambda, the weight of the off-diagonal correlations"""
+    loss_scale: float = 0.1
+    """of the whole loss"""
+    projector_hidden: int = 2048
+    """width of the projector's two hidden layers"""
+    projector_out: int = 2048
+    """width of the embedding"""
+
+
+class BarlowTwins(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: BarlowTwinsSettings) -> None:
+        super().__init__()
+        self.settings = s = settings
+        widths = (feature_width(backbone), s.projector_hidden, s.projector_hidden, s.projector_out)
+        self.online = Encoder(backbone, build_mlp(widths, last_norm=False))
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Nothing moves but the weights."""
+
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+        s = self.settings
+        z = [gather_rows(side) for side in online(sides).z]
+        losses = [
+            barlow_twins_loss(z[a], z[b], redundancy=s.redundancy, scale=s.loss_scale)
+            for a, b in symmetric_pairs(len(z))
+        ]
+        return torch.stack(losses).mean(), z[0]

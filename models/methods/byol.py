@@ -1,0 +1,54 @@
+"""BYOL: bootstrap your own latent (Grill et al. 2020, arXiv 2006.07733).
+
+The online network, with a predictor, predicts a moving-average target's embedding of the other side, both ways. No
+negatives.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.backbones import feature_width
+from amimv.models.distributed import average_loss
+from amimv.models.heads import build_mlp
+from amimv.models.losses import byol_loss
+from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
+
+
+@dataclass(frozen=True)
+class ByolSettings:
+    momentum: float = 0.99
+    """of the moving-average target at the start; 1 at the end, by a cosine"""
+    projector_hidden: int = 4096
+    """width of the projector's hidden layer"""
+    projector_out: int = 256
+    """width of the embedding"""
+    predictor_hidden: int = 4096
+    """width of the predictor's hidden layer"""
+
+
+class Byol(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: ByolSettings) -> None:
+        super().__init__()
+        self.settings = s = settings
+        projector = build_mlp((feature_width(backbone), s.projector_hidden, s.projector_out), last_norm=False)
+        predictor = build_mlp((s.projector_out, s.predictor_hidden, s.projector_out), last_norm=False)
+        self.teacher = copy_teacher(Encoder(backbone, projector))
+        self.online = Encoder(backbone, projector, predictor)
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """The target moves by the step's momentum."""
+        update_teacher(self.teacher, self.online, cosine_momentum(step, total_steps, self.settings.momentum))
+
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and this process's embeddings ``(B, D)`` of side a.
+
+        Of two sides the sum over both ways, as published; with local sides twice the mean over all pairs.
+        """
+        embeddings = online(sides)
+        with torch.no_grad():
+            targets = self.teacher(sides[:2]).z
+        losses = [byol_loss(embeddings.p[a], targets[b]) for a, b in cross_pairs(len(sides))]
+        return average_loss(2 * torch.stack(losses).mean()), embeddings.z[0]

@@ -1,0 +1,69 @@
+"""MoCo v3: an empirical study of training self-supervised vision transformers (Chen et al. 2021, arXiv 2104.02057).
+
+Queries of the online network (with a predictor) against keys of a moving-average target, both ways; negatives are
+the rest of the batch. A ViT's random patch embedding stays as it is, which keeps its training stable (section 4).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.backbones import feature_width
+from amimv.models.distributed import gather_rows
+from amimv.models.heads import build_mlp
+from amimv.models.losses import info_nce
+from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
+
+
+@dataclass(frozen=True)
+class MocoV3Settings:
+    temperature: float = 0.2
+    """of the cosine similarities"""
+    momentum: float = 0.99
+    """of the moving-average target at the start; 1 at the end, by a cosine"""
+    projector_hidden: int = 4096
+    """width of the projector's hidden layers: one, or two for a ViT"""
+    projector_out: int = 256
+    """width of the embedding"""
+    predictor_hidden: int = 4096
+    """width of the predictor's hidden layer"""
+    freeze_patch_embedding: bool = True
+    """a ViT's patch embedding is not trained"""
+
+
+class MocoV3(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: MocoV3Settings) -> None:
+        super().__init__()
+        self.settings = s = settings
+        patches = getattr(backbone, "patch_embed", None)
+        # The published code gives ViTs a deeper projector, and a norm at the predictor's end.
+        hidden = (s.projector_hidden,) * (1 if patches is None else 2)
+        projector = build_mlp((feature_width(backbone), *hidden, s.projector_out), last_affine=False)
+        widths = (s.projector_out, s.predictor_hidden, s.projector_out)
+        predictor = build_mlp(widths, last_norm=patches is not None, last_affine=False)
+        self.teacher = copy_teacher(Encoder(backbone, projector))
+        self.online = Encoder(backbone, projector, predictor)
+        if patches is not None and s.freeze_patch_embedding:
+            patches.requires_grad_(False)
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """The target moves by the step's momentum."""
+        update_teacher(self.teacher, self.online, cosine_momentum(step, total_steps, self.settings.momentum))
+
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a.
+
+        Of two sides the sum over both ways, as published; with local sides twice the mean over all pairs.
+        """
+        embeddings = online(sides)
+        queries = [gather_rows(p) for p in embeddings.p]
+        with torch.no_grad():
+            keys = [gather_rows(z) for z in self.teacher(sides[:2]).z]
+        ids = None if ids is None else gather_rows(ids)
+        temperature = self.settings.temperature
+        losses = [
+            info_nce(queries[a], keys[b], temperature=temperature, ids=ids) for a, b in cross_pairs(len(queries))
+        ]
+        return 2 * (2 * temperature) * torch.stack(losses).mean(), gather_rows(embeddings.z[0].detach())

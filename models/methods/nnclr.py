@@ -1,0 +1,60 @@
+"""NNCLR: with a little help from my friends (Dwibedi et al. 2021, arXiv 2104.14548).
+
+The positive of a side's prediction is the nearest neighbour, in a queue, of the other side's projection, both ways.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.backbones import feature_width
+from amimv.models.distributed import gather_rows
+from amimv.models.heads import build_mlp
+from amimv.models.losses import nnclr_loss
+from amimv.models.memory import Queue
+from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+
+
+@dataclass(frozen=True)
+class NnclrSettings:
+    temperature: float = 0.2
+    """of the cosine similarities"""
+    queue: int = 65536
+    """projections of earlier batches; the trainer caps it at the data set's size"""
+    projector_hidden: int = 2048
+    """width of the projector's two hidden layers"""
+    projector_out: int = 256
+    """width of the embedding"""
+    predictor_hidden: int = 4096
+    """width of the predictor's hidden layer"""
+
+
+class Nnclr(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: NnclrSettings) -> None:
+        super().__init__()
+        self.settings = s = settings
+        projector = build_mlp((feature_width(backbone), s.projector_hidden, s.projector_hidden, s.projector_out))
+        predictor = build_mlp((s.projector_out, s.predictor_hidden, s.projector_out), last_norm=False)
+        self.online = Encoder(backbone, projector, predictor)
+        self.queue = Queue(s.queue, s.projector_out)
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Nothing moves but the weights."""
+
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a.
+
+        Side a's projections go to the queue afterwards.
+        """
+        embeddings = online(sides)
+        z = [gather_rows(side) for side in embeddings.z[:2]]
+        p = [gather_rows(side) for side in embeddings.p]
+        ids = None if ids is None else gather_rows(ids)
+        losses = [
+            nnclr_loss(z[b], p[a], queue=self.queue.rows, temperature=self.settings.temperature, ids=ids)
+            for a, b in cross_pairs(len(p))
+        ]
+        loss = torch.stack(losses).mean()
+        self.queue.push(embeddings.z[0])
+        return loss, z[0]

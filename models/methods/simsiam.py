@@ -1,0 +1,47 @@
+"""SimSiam: exploring simple siamese representation learning (Chen and He 2021, arXiv 2011.10566).
+
+One network with a predictor; each side predicts the other's embedding, which gets no gradient. No negatives and no
+teacher.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.backbones import feature_width
+from amimv.models.distributed import average_loss
+from amimv.models.heads import build_mlp
+from amimv.models.losses import simsiam_loss
+from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+
+
+@dataclass(frozen=True)
+class SimsiamSettings:
+    projector_hidden: int = 2048
+    """width of the projector's two hidden layers"""
+    projector_out: int = 2048
+    """width of the embedding"""
+    predictor_hidden: int = 512
+    """width of the predictor's hidden layer"""
+    fixed_predictor_lr: bool = True
+    """the predictor's learning rate stays at its peak"""
+
+
+class Simsiam(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: SimsiamSettings) -> None:
+        super().__init__()
+        self.settings = s = settings
+        hidden = (s.projector_hidden, s.projector_hidden)
+        projector = build_mlp((feature_width(backbone), *hidden, s.projector_out), last_affine=False)
+        predictor = build_mlp((s.projector_out, s.predictor_hidden, s.projector_out), last_norm=False)
+        self.online = Encoder(backbone, projector, predictor)
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Nothing moves but the weights."""
+
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and this process's embeddings ``(B, D)`` of side a."""
+        z, p = online(sides)
+        losses = [simsiam_loss(p[a], z[b].detach()) for a, b in cross_pairs(len(sides))]
+        return average_loss(torch.stack(losses).mean()), z[0]

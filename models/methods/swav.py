@@ -1,0 +1,81 @@
+"""SwAV: unsupervised learning of visual features by contrasting cluster assignments (Caron et al. 2020, arXiv
+2006.09882).
+
+Each side predicts the other's code, its soft assignment to prototypes that uses all of them alike over the batch; a
+queue of earlier embeddings helps where the batch has fewer rows than there are prototypes. Local sides predict both
+codes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amimv.models.backbones import feature_width
+from amimv.models.distributed import gather_rows
+from amimv.models.heads import Prototypes, build_mlp
+from amimv.models.losses import swav_loss
+from amimv.models.memory import Queue
+from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+
+
+@dataclass(frozen=True)
+class SwavSettings:
+    temperature: float = 0.1
+    """of the prediction"""
+    epsilon: float = 0.05
+    """smoothness of the codes"""
+    iterations: int = 3
+    """of Sinkhorn-Knopp"""
+    queue: int = 3840
+    """embeddings of earlier batches of each side; the trainer caps it at the data set's size"""
+    queue_start: float = 0.05
+    """share of the training before the queue is used"""
+    freeze_prototypes: float = 0.002
+    """share of the training with fixed prototypes, at the start"""
+    projector_hidden: int = 2048
+    """width of the projector's hidden layer"""
+    projector_out: int = 128
+    """width of the embedding"""
+    prototypes: int = 3000
+    """number of prototypes"""
+
+
+class Swav(nn.Module):
+    def __init__(self, backbone: nn.Module, settings: SwavSettings) -> None:
+        super().__init__()
+        self.settings = s = settings
+        projector = build_mlp((feature_width(backbone), s.projector_hidden, s.projector_out), last_norm=False)
+        self.prototypes = Prototypes(s.projector_out, s.prototypes)
+        self.online = Encoder(backbone, projector, self.prototypes)
+        self.queue_a, self.queue_b = (Queue(s.queue, s.projector_out) for _ in range(2))
+        self.uses_queue = False
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """The prototypes' freeze and the queue's start are functions of the step."""
+        self.prototypes.freeze(step < self.settings.freeze_prototypes * total_steps)
+        self.uses_queue = step >= self.settings.queue_start * total_steps
+
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+        s = self.settings
+        embeddings = online(sides)
+        queues = (self.queue_a, self.queue_b)
+        scores = [gather_rows(p) for p in embeddings.p]
+        with torch.no_grad():
+            queued = [self.prototypes(queue.rows) if self.uses_queue else None for queue in queues]
+        losses = [
+            swav_loss(
+                scores[a],
+                scores[b],
+                temperature=s.temperature,
+                epsilon=s.epsilon,
+                iterations=s.iterations,
+                queued=queued[b],
+            )
+            for a, b in cross_pairs(len(scores))
+        ]
+        loss = torch.stack(losses).mean()
+        for queue, z in zip(queues, embeddings.z[:2], strict=True):
+            queue.push(z)
+        return loss, gather_rows(embeddings.z[0].detach())

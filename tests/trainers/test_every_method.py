@@ -1,0 +1,158 @@
+"""Every method through the real command, in this process: exact resume after a signal, and the same numbers twice."""
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from amimv.models.methods import METHODS
+from amimv.pipelines import PairBatch
+from amimv.trainers import pretrain as module
+from amimv.trainers.checkpoints import load_newest
+
+BATCH, N_TRAIN, STEPS, STOPPED_AFTER = 16, 48, 8, 5
+#: Of whatever a method's settings have. The queue is no multiple of the batch, and goes round.
+SMALL = {
+    "projector_hidden": 32,
+    "projector_out": 16,
+    "predictor_hidden": 24,
+    "prototypes": 10,
+    "queue": 40,
+    "temperature_high": 1.0,
+    "temperature_periods": 1.5,
+    "teacher_temperature_warmup": 1.0,
+    "centre_momentum": 0.5,
+    "momentum": 0.8,
+    # From the seventh of eight steps on, so that what a resumed run has to find again is still to come.
+    "freeze_prototypes": 0.75,
+    "queue_start": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 images of 16 pixels: three steps an epoch."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in (("train", N_TRAIN), ("val", 6), ("test", 6)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count) % 3)[:, None].astype(np.uint8)
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def flags_of(method: str, data: Path, folder: Path, *more: str) -> list[str]:
+    has = {field.name for field in fields(METHODS[method].settings)}
+    small = [(f"--{name.replace('_', '-')}", str(value)) for name, value in SMALL.items() if name in has]
+    return [
+        *("--method", method, "--data", str(data), "--output", str(folder), "--name", "r"),
+        *("--batch-size", str(BATCH), "--steps", str(STEPS), "--save-every", "3", "--knn-every", "0"),
+        *("--no-evaluate", "--crop-min", "0.5"),
+        *(word for pair in small for word in pair),
+        *more,
+    ]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    """The exit status of the command's own main, from whatever state the random generators are in."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags])
+    monkeypatch.setattr(module, "draw_curves", lambda *_: None)  # the slowest part, and no part of the training
+    torch.manual_seed(int.from_bytes(os.urandom(4)))
+    try:
+        module.main()
+    except SystemExit as status:
+        return int(status.code or 0)
+    return 0
+
+
+def raise_sigterm_in(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real SIGTERM to this process while the step (from 1) is at work."""
+    train_step = module.train_step
+
+    def interrupted(run: module.Training, batches: Iterator[PairBatch], epoch: int) -> None:
+        if run.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        train_step(run, batches, epoch)
+
+    monkeypatch.setattr(module, "train_step", interrupted)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    state = load_newest(folder / "r" / "checkpoints")
+    assert state is not None
+    return state
+
+
+def assert_same(found: Any, expected: Any, where: str) -> None:
+    """Equal bit for bit, whatever is nested in it."""
+    assert type(found) is type(expected), where
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys(), where
+        for name in found:
+            assert_same(found[name], expected[name], f"{where}.{name}")
+    elif isinstance(found, list):
+        assert len(found) == len(expected), where
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{where}[{i}]")
+    elif isinstance(found, torch.Tensor):
+        assert found.dtype == expected.dtype, where
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_in_mid_epoch_and_resumed_equals_uninterrupted(
+    tiny_npz: Path,
+    tmp_path: Path,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert command(monkeypatch, *flags_of(method, tiny_npz, whole)) == 0
+    per_epoch = N_TRAIN // BATCH
+    assert STOPPED_AFTER % per_epoch, "to be strictly inside an epoch"
+    with monkeypatch.context() as patch:
+        raise_sigterm_in(STOPPED_AFTER, patch)
+        assert command(patch, *flags_of(method, tiny_npz, broken)) == module.EXIT_INTERRUPTED == 75
+    assert "SIGTERM: saved; go on with --resume auto" in capsys.readouterr().err
+    log = broken / "r" / "metrics.jsonl"
+    assert len(log.read_text().splitlines()) == STOPPED_AFTER == state_of(broken)["step"]
+    assert command(monkeypatch, *flags_of(method, tiny_npz, broken, "--resume", "auto")) == 0
+    assert log.read_bytes() == (whole / "r" / "metrics.jsonl").read_bytes()
+    found, expected = state_of(broken), state_of(whole)
+    assert found["step"] == STEPS
+    for part in ("method", "optimizer", "loader", "rng"):
+        assert_same(found[part], expected[part], part)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_numbers_twice_and_a_spread_of_the_embeddings(
+    tiny_npz: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = []
+    for name in ("one", "two"):
+        assert command(monkeypatch, *flags_of(method, tiny_npz, tmp_path / name, "--steps", "2")) == 0
+        logs.append((tmp_path / name / "r" / "metrics.jsonl").read_text())
+    assert logs[0] == logs[1]
+    rows = [json.loads(line) for line in logs[0].splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert math.isfinite(row["loss"])
+        assert math.isfinite(row["embedding_std"])
+        # Rows of length one in D dimensions spread by at most 1 / sqrt(D).
+        assert 0 < row["embedding_std"] <= 1 / math.sqrt(SMALL["projector_out"]) * math.sqrt(BATCH / (BATCH - 1))
