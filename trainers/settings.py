@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -53,8 +53,7 @@ class PretrainSettings:
     indices: str = ""
     """an .npy file of training indices, instead of rho, profile and total"""
 
-    method: str = "amimv"
-    """amimv, mimv, barlow-twins, byol, dino, moco-v3, nnclr, ressl, simclr, simclr-ts, simsiam, swav or vicreg"""
+    method: Annotated[str, tyro.conf.arg(help=f"one of {', '.join((*METHOD_ALIASES, *METHODS))}")] = "amimv"
     recipe: str = "amimv"
     """which views of which images make up a pair: amimv, two-view, multi-crop, mimv, amimv-roles, ..."""
     online: str = "hard"
