@@ -15,6 +15,7 @@ NAMES = (
     "moco-v3",
     "nnclr",
     "ressl",
+    "sdclr",
     "simclr",
     "simsiam",
     "swav",

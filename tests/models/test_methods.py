@@ -51,7 +51,7 @@ ONE_WAY = {"mimv", "ressl"}
 #: The momentum of the others' teachers goes to 1.
 CONSTANT_MOMENTUM = {"mimv"}
 #: Losses in which other rows are negatives.
-WITH_IDS = ("mimv", "moco-v3", "nnclr", "simclr")
+WITH_IDS = ("mimv", "moco-v3", "nnclr", "sdclr", "simclr")
 WITH_PROTOTYPES = ("dino", "swav")
 #: The schedule's position in most tests: no warm-up is left, prototypes learn and queues are used.
 STEP, STEPS = 50, 100
@@ -215,6 +215,20 @@ def ressl_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
     return mean(losses)
 
 
+def sdclr_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
+    online, whole = method.online, {}
+    za = embed_by_hand(online, sides[0])
+    for name, mask in zip(online.prunable, online.masks.buffers(), strict=True):
+        layer = online.twin.get_submodule(name.removesuffix(".weight"))
+        whole[layer] = layer._parameters.pop("weight")
+        layer.weight = whole[layer] * mask
+    others = embed_all_by_hand(online.twin, sides[1:])
+    for layer, weight in whole.items():
+        del layer.weight
+        layer._parameters["weight"] = weight
+    return mean([nt_xent(za, z, temperature=method.settings.temperature, ids=ids) for z in others])
+
+
 def simclr_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
     a, b, *local = sides
     t = method.settings.temperature
@@ -262,6 +276,7 @@ BY_HAND: dict[str, Callable[[Any, Any, Any, int], Tensor]] = {
     "moco-v3": moco_v3_by_hand,
     "nnclr": nnclr_by_hand,
     "ressl": ressl_by_hand,
+    "sdclr": sdclr_by_hand,
     "simclr": simclr_by_hand,
     "simsiam": simsiam_by_hand,
     "swav": swav_by_hand,
@@ -415,6 +430,8 @@ def test_one_forward_pass_per_view(name: str, recipe: str) -> None:
         return hook
 
     method.online.backbone.register_forward_hook(count("online"))
+    if hasattr(method.online, "twin"):
+        method.online.twin.backbone.register_forward_hook(count("online"))
     if has_teacher:
         method.teacher.backbone.register_forward_hook(count("teacher"))
     method.loss(method.online, pair.sides, None)
@@ -569,6 +586,7 @@ HEADS: dict[tuple[str, str], tuple[str, list[int], str | int | None, list[int]]]
     ("moco-v3", "test_vit"): ("lBRlBRlb", [4096, 4096, 256], "lBRlb", [4096, 256]),
     ("nnclr", "test_resnet"): ("lBRlBRlB", [2048, 2048, 256], "lBRL", [4096, 256]),
     ("ressl", "test_resnet"): ("LRL", [4096, 256], None, []),
+    ("sdclr", "test_resnet"): ("lBRlBRlB", [512, 512, 128], None, []),
     ("simclr", "test_resnet"): ("LRL", [2048, 256], None, []),
     ("simsiam", "test_resnet"): ("lBRlBRlb", [2048, 2048, 2048], "lBRL", [512, 2048]),
     ("swav", "test_resnet"): ("lBRL", [2048, 128], 3000, []),
@@ -676,3 +694,35 @@ def test_views_are_summed_in_order(has_head: bool) -> None:
     z, p = encoder([(views[0], views[1]), (views[2],), (views[3], views[4], views[5])])
     assert [float(side[0]) for side in z] == [22, 200, 222000]
     assert [float(side[0]) for side in p] == ([23, 201, 222001] if has_head else [22, 200, 222000])
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_sdclrs_twin_lacks_the_smallest_weights_and_has_norms_of_its_own(backbone: str) -> None:
+    online = new_method("sdclr", backbone).online
+    online.prune(0.7)
+    weights = [online.get_parameter(name).detach() for name in online.prunable]
+    kept = torch.cat([mask.flatten() for mask in online.masks.buffers()]).bool()
+    sizes = torch.cat([weight.abs().flatten() for weight in weights])
+    assert sizes[kept].min() > sizes[~kept].max()
+    assert float(kept.float().mean()) == pytest.approx(0.3, abs=1e-3)
+    # All convolutions and linear layers, nothing of the norms, positions or the projector.
+    kinds = (nn.Conv2d, nn.Linear)
+    assert len(weights) == sum(isinstance(module, kinds) for module in online.backbone.modules())
+    for name, p in online.twin.named_parameters():
+        owner = type(online.twin.get_submodule(name.rpartition(".")[0])).__name__
+        assert (p is not online.get_parameter(name)) is ("Norm" in owner), name
+
+
+def test_sdclr_prunes_anew_every_so_often() -> None:
+    method = new_method("sdclr", prune_every=0.2, pruned=0.5)
+    changed = []
+    for step in range(10):
+        before = [mask.clone() for mask in method.online.masks.buffers()]
+        with torch.no_grad():
+            for name in method.online.prunable:
+                weight = method.online.get_parameter(name)
+                weight.copy_(torch.randn_like(weight))
+        method.begin_step(step, 10)
+        after = list(method.online.masks.buffers())
+        changed.append(any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+    assert changed == [True, False] * 5
