@@ -48,13 +48,11 @@ from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extrac
 from amimv.trainers.probes import balanced_accuracy, knn_probe
 from amimv.trainers.run_folder import describe_environment, draw_curves, open_run, run_path, write_json
 from amimv.trainers.schedules import warmup_cosine
-from amimv.trainers.settings import PretrainSettings, resolve
+from amimv.trainers.settings import LARS, PretrainSettings, resolve
 
 EXIT_NOT_FINITE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
-#: timm's forms of LARS, which take a trust coefficient.
-LARS = ("lars", "larc", "nlars", "nlarc")
 
 logger = logging.getLogger("amimv")
 

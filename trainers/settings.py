@@ -5,6 +5,7 @@ the command line. Every resolved value remembers its layer.
 """
 
 import difflib
+import math
 import sys
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache
@@ -22,13 +23,24 @@ from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.pipelines.recipes import HARD, RECIPES
 
 CONFIGS = Path(__file__).parent / "configs"
-#: Names for a method with other published settings, each with a YAML of its own: ``amimv`` is `mimv` on the recipe
-#: that this project recommends, ``simclr-ts`` is `simclr` with a temperature schedule.
-METHOD_ALIASES = {"amimv": "mimv", "simclr-ts": "simclr"}
+#: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
+METHOD_ALIASES = {"amimv": "mimv"}
 #: Settings that may change when a run is resumed: they do not touch what is computed.
 FREE_ON_RESUME = (
     *("resume", "output", "name", "config", "root", "tracker", "log_every", "save_every"),
     *("evaluate", "label_fractions", "supervised_steps"),
+)
+#: timm's forms of LARS, which take a trust coefficient.
+LARS = ("lars", "larc", "nlars", "nlarc")
+
+#: The least that whole numbers may be; others 0, and widths 1 unless 0 is their default and has a meaning.
+LEAST = dict.fromkeys(("accumulation", "log_every", "save_every", "cluster_every", "partners", "batch_size"), 1)
+LEAST |= {"clusters": 2, "queue": 1, "prototypes": 2, "iterations": 1, "local_size": 1}
+WIDTHS = ("projector_hidden", "projector_out", "predictor_hidden")
+POSITIVE = ("lr", "trust_coefficient", "epsilon", "teacher_temperature_start", "loss_scale")
+SHARES = (
+    *("freeze_prototypes", "queue_start", "teacher_temperature_warmup", "pruned", "prune_every"),
+    *("weight_decay", "beta"),
 )
 
 
@@ -376,33 +388,31 @@ def check(settings: PretrainSettings) -> None:
     check_choice("number of channels", str(s.channels), ("0", "1", "3"))
     if not s.epochs and not s.steps:
         raise InputError("no length of training: give --epochs or --steps")
-    least = {"epochs": 0, "steps": 0, "accumulation": 1, "log_every": 1, "save_every": 1, "cluster_every": 1}
-    least |= {
-        "knn_every": 0,
-        "supervised_steps": 0,
-        "partners": 1,
-        "clusters": 2,
-        "local_crops": 0,
-        "lr_batch": 0,
-        "queue": 1,
-        "prototypes": 2,
-        "predictor_hidden": 1,
-        "iterations": 1,
-    }
-    for name, minimum in least.items():
-        if getattr(s, name, minimum) < minimum:
-            raise InputError(f"{name} is {getattr(s, name)}, expected at least {minimum}")
     if not all(0 < fraction <= 1 for fraction in s.label_fractions) or not s.label_fractions:
         raise InputError(f"label fractions are {s.label_fractions}, expected shares in (0, 1]")
     if not 0 <= s.warmup < 1:
         raise InputError(f"warmup is {s.warmup}, expected a share of the training in [0, 1)")
-    for name, value in vars(s).items():
-        if name.endswith("temperature") and value <= 0:
-            raise InputError(f"{name} is {value}, expected more than 0")
-        if name.endswith("momentum") and not 0 <= value <= 1:
-            raise InputError(f"{name} is {value}, expected 0 to 1")
+    if s.optimizer in LARS and s.weight_decay == 0:
+        raise InputError(f"weight decay 0 turns the adaptation of {s.optimizer} off: give a small one, such as 1e-9")
+    for field in fields(s):
+        _check_number(field.name, getattr(s, field.name), field.default)
     s.policy()
     s.second_policy()
+
+
+def _check_number(name: str, value: Any, default: Any) -> None:
+    """Raise an `InputError` for a number that is out of the range that its name stands for, or not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    least = LEAST.get(name, 1 if default and name in WIDTHS else 0)
+    if isinstance(value, int) and value < least and name not in ("seed", "data_seed"):
+        raise InputError(f"{name} is {value}, expected at least {least}")
+    if (name.endswith("temperature") or name in POSITIVE) and not 0 < value < math.inf:
+        raise InputError(f"{name} is {value}, expected more than 0")
+    if (name.endswith("momentum") or name in SHARES) and not 0 <= value <= 1:
+        raise InputError(f"{name} is {value}, expected 0 to 1")
+    if not -math.inf < value < math.inf:
+        raise InputError(f"{name} is {value}, expected a number")
 
 
 def to_yaml(settings: PretrainSettings, sources: dict[str, str]) -> str:

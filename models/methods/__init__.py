@@ -17,6 +17,7 @@ NAMES = (
     "ressl",
     "sdclr",
     "simclr",
+    "simclr-ts",
     "simsiam",
     "swav",
     "vicreg",

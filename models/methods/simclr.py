@@ -1,12 +1,8 @@
 """SimCLR: a simple framework for contrastive learning of visual representations (Chen et al. 2020, arXiv 2002.05709).
 
 Sides a and b are each other's positives; a local side is a positive of both.
-
-As `simclr-ts`, the temperature follows a cosine between two values, for long-tailed data (Kukleva et al. 2023, arXiv
-2303.13664, equation 5): low temperatures tell images apart, high ones gather classes.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -23,19 +19,10 @@ from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
 class SimclrSettings:
     temperature: float = 0.2
     """of the cosine similarities"""
-    temperature_high: float | None = None
-    """the temperature swings up to this and back; None: constant"""
-    temperature_periods: float = 10.0
-    """how often it does so in the training"""
     projector_hidden: int = 2048
     """width of the projector's hidden layer"""
     projector_out: int = 256
     """width of the embedding"""
-
-
-def swinging_temperature(step: int, total_steps: int, low: float, high: float, periods: float) -> float:
-    """Temperature at a step (from 0): a cosine from ``high`` down to ``low`` and back, ``periods`` times."""
-    return low + (high - low) * (1 + math.cos(2 * math.pi * periods * step / total_steps)) / 2
 
 
 class Simclr(nn.Module):
@@ -47,12 +34,7 @@ class Simclr(nn.Module):
         self.online = Encoder(backbone, build_mlp(widths, norm=False, last_norm=False))
 
     def begin_step(self, step: int, total_steps: int) -> None:
-        """The temperature is a function of the step."""
-        s = self.settings
-        if s.temperature_high is not None:
-            self.temperature = swinging_temperature(
-                step, total_steps, s.temperature, s.temperature_high, s.temperature_periods
-            )
+        """Nothing moves but the weights."""
 
     def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""

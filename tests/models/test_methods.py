@@ -51,7 +51,7 @@ ONE_WAY = {"mimv", "ressl"}
 #: The momentum of the others' teachers goes to 1.
 CONSTANT_MOMENTUM = {"mimv"}
 #: Losses in which other rows are negatives.
-WITH_IDS = ("mimv", "moco-v3", "nnclr", "sdclr", "simclr")
+WITH_IDS = ("mimv", "moco-v3", "nnclr", "sdclr", "simclr", "simclr-ts")
 WITH_PROTOTYPES = ("dino", "swav")
 #: The schedule's position in most tests: no warm-up is left, prototypes learn and queues are used.
 STEP, STEPS = 50, 100
@@ -229,9 +229,16 @@ def sdclr_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
     return mean([nt_xent(za, z, temperature=method.settings.temperature, ids=ids) for z in others])
 
 
-def simclr_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
+def simclr_ts_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
+    """Five periods from 1.0 to 0.1 and back; before the first step it is the lowest."""
+    if method.temperature == 0.1:
+        return simclr_by_hand(method, sides, ids, step)
+    return simclr_by_hand(method, sides, ids, step, 0.1 + 0.45 * (1 + math.cos(2 * math.pi * step / (STEPS / 5))))
+
+
+def simclr_by_hand(method: Any, sides: Any, ids: Any, step: int, temperature: float | None = None) -> Tensor:
     a, b, *local = sides
-    t = method.settings.temperature
+    t = temperature or method.settings.temperature
     za, zb = embed_by_hand(method.online, a), embed_by_hand(method.online, b)
     losses = [nt_xent(za, zb, temperature=t, ids=ids)]
     for side in local:
@@ -278,6 +285,7 @@ BY_HAND: dict[str, Callable[[Any, Any, Any, int], Tensor]] = {
     "ressl": ressl_by_hand,
     "sdclr": sdclr_by_hand,
     "simclr": simclr_by_hand,
+    "simclr-ts": simclr_ts_by_hand,
     "simsiam": simsiam_by_hand,
     "swav": swav_by_hand,
     "vicreg": vicreg_by_hand,
@@ -588,6 +596,7 @@ HEADS: dict[tuple[str, str], tuple[str, list[int], str | int | None, list[int]]]
     ("ressl", "test_resnet"): ("LRL", [4096, 256], None, []),
     ("sdclr", "test_resnet"): ("lBRlBRlB", [512, 512, 128], None, []),
     ("simclr", "test_resnet"): ("LRL", [2048, 256], None, []),
+    ("simclr-ts", "test_resnet"): ("LRL", [512, 128], None, []),
     ("simsiam", "test_resnet"): ("lBRlBRlb", [2048, 2048, 2048], "lBRL", [512, 2048]),
     ("swav", "test_resnet"): ("lBRL", [2048, 128], 3000, []),
     ("vicreg", "test_resnet"): ("lBRlBRL", [2048, 2048, 2048], None, []),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from amimv.models.methods.dino import warmup_temperature
-from amimv.models.methods.simclr import swinging_temperature
+from amimv.models.methods.simclr_ts import swinging_temperature
 from amimv.models.teacher import cosine_momentum
 
 

@@ -21,21 +21,24 @@ from amimv.trainers import pretrain as module
 from amimv.trainers.checkpoints import load_newest
 
 BATCH, N_TRAIN, STEPS, STOPPED_AFTER = 16, 48, 8, 5
-#: Of whatever a method's settings have. The queue is no multiple of the batch, and goes round.
+#: Of whatever a method's settings have. The queue goes round, and stands somewhere inside after the step that is the
+#: last before the stop. Every schedule is still on its way there.
 SMALL = {
     "projector_hidden": 32,
     "projector_out": 16,
     "predictor_hidden": 24,
     "prototypes": 10,
-    "queue": 40,
+    "queue": 36,
     "temperature_high": 1.0,
     "temperature_periods": 1.5,
+    "teacher_temperature": 0.07,
+    "teacher_temperature_start": 0.02,
     "teacher_temperature_warmup": 1.0,
     "centre_momentum": 0.5,
     "momentum": 0.8,
-    # From the seventh of eight steps on, so that what a resumed run has to find again is still to come.
     "freeze_prototypes": 0.75,
     "queue_start": 0.5,
+    "prune_every": 0.5,
 }
 
 
@@ -43,7 +46,7 @@ SMALL = {
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 images of 16 pixels: three steps an epoch."""
     rng = np.random.default_rng(0)
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for split, count in (("train", N_TRAIN), ("val", 6), ("test", 6)):
         arrays[f"{split}_images"] = rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(count) % 3)[:, None].astype(np.uint8)
@@ -58,7 +61,7 @@ def flags_of(method: str, data: Path, folder: Path, *more: str) -> list[str]:
     return [
         *("--method", method, "--data", str(data), "--output", str(folder), "--name", "r"),
         *("--batch-size", str(BATCH), "--steps", str(STEPS), "--save-every", "3", "--knn-every", "0"),
-        *("--no-evaluate", "--crop-min", "0.5"),
+        *("--no-evaluate", "--backbone", "small", "--preset", "none", "--warmup", "0.25"),
         *(word for pair in small for word in pair),
         *more,
     ]
@@ -126,6 +129,8 @@ def test_stopped_in_mid_epoch_and_resumed_equals_uninterrupted(
     assert command(monkeypatch, *flags_of(method, tiny_npz, whole)) == 0
     per_epoch = N_TRAIN // BATCH
     assert STOPPED_AFTER % per_epoch, "to be strictly inside an epoch"
+    assert SMALL["queue"] < STOPPED_AFTER * BATCH
+    assert STOPPED_AFTER * BATCH % SMALL["queue"], "to be strictly inside the queue"
     with monkeypatch.context() as patch:
         raise_sigterm_in(STOPPED_AFTER, patch)
         assert command(patch, *flags_of(method, tiny_npz, broken)) == module.EXIT_INTERRUPTED == 75

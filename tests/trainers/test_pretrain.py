@@ -11,13 +11,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 
 from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone
@@ -300,7 +299,8 @@ def rates_of(run: module.Training, monkeypatch: pytest.MonkeyPatch, stop_after: 
 
     def noting(run: module.Training, batches: Iterator[PairBatch], epoch: int) -> None:
         train_step(run, batches, epoch)
-        head, rest = set(), set()
+        head: set[float] = set()
+        rest: set[float] = set()
         for group in run.optimizer.param_groups:
             for parameter in group["params"]:
                 (head if id(parameter) in predictor else rest).add(group["lr"])
@@ -330,7 +330,6 @@ def test_simsiams_predictor_keeps_its_learning_rate(
         *(() if fixed else ("--no-fixed-predictor-lr",)),
     )
     schedule = [0.25 * warmup_cosine(step, 8, 2) for step in range(8)]
-    assert len(set(schedule)) > 6
     expected = [(0.25 if fixed else rate, rate) for rate in schedule]
     whole = rates_of(start(monkeypatch, tmp_path / "whole", *flags), monkeypatch)
     broken = rates_of(start(monkeypatch, tmp_path / "broken", *flags), monkeypatch, stop_after=5)
@@ -398,14 +397,16 @@ MULTI_CROP = ("--recipe", "multi-crop", "--backbone", "test_vit", "--local-crops
 def test_multi_crop_with_a_vit(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     flags = quick(tiny_npz, "--method", method, *MULTI_CROP, "--local-size", "12", "--steps", "1", "--warmup", "0")
     run = start(monkeypatch, tmp_path, *flags)
-    shapes: list[torch.Size] = []
-    run.method.online.backbone.register_forward_pre_hook(lambda _, views: shapes.append(views[0].shape))
+    sizes: list[int] = []
+    for network in run.method.online.modules():  # more than one where a method has a twin
+        if type(network) is type(run.method.online.backbone):
+            network.register_forward_pre_hook(lambda _, views: sizes.append(views[0].shape[-1]))
     before = {name: p.detach().clone() for name, p in run.method.online.named_parameters()}
     module.train(run)
     (row,) = run.metrics.read()
     assert np.isfinite(row["loss"])
-    assert [shape[2:] for shape in shapes].count((12, 12)) == 2
-    assert (28, 28) in [shape[2:] for shape in shapes]
+    assert sizes.count(12) == 2
+    assert set(sizes) == {12, 28}
     moved = {name for name, p in run.method.online.named_parameters() if not torch.equal(p, before[name])}
     assert "backbone.pos_embed" in moved
     assert ("backbone.patch_embed.proj.weight" in moved) == (method != "moco-v3")

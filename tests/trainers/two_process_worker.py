@@ -37,7 +37,8 @@ def main(data: str, folder: str) -> None:
         # (steps x slots, this rank's share of each batch)
         result["pairs"][sampler] = torch.cat([pair.indices for pair in loader.epoch(1)])
     pair = next(iter(build_loader(data, accelerator, "class-balanced").epoch(1)))
-    for name, method_class in METHODS.items():
+    for name in ("mimv", "simclr"):
+        method_class = METHODS[name]
         torch.manual_seed(0)
         method = method_class.build(build_backbone(BackboneSpec("test_vit", size=28)), method_class.settings())
         width = method.online.backbone.num_features
