@@ -236,7 +236,7 @@ def test_published_defaults_of_mimv() -> None:
 PUBLISHED: dict[str, tuple[tuple[float, float], dict[str, float | None], list[int], list[int]]] = {
     "simclr": (
         (0.4, 1e-4),
-        {"temperature": 0.2, "temperature_high": None},
+        {"temperature": 0.2},
         [512, 2048, 256],
         [],
     ),
