@@ -77,12 +77,16 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
+def patch_size(size: int) -> int:
+    """Pixels of a ViT's patch for images of this size: at least 7 tokens a side, as far as that goes."""
+    return max(p for p in (2, 4, 8, 16) if p == 2 or size // p >= 7)
+
+
 def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
     """The arguments of ``timm.create_model`` for this spec."""
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
     if timm.get_pretrained_cfg_value(spec.name, "fixed_input_size"):
-        patch = max(p for p in (2, 4, 8, 16) if p == 2 or spec.size // p >= 7)
-        arguments |= {"img_size": spec.size, "patch_size": patch}
+        arguments |= {"img_size": spec.size, "patch_size": patch_size(spec.size)}
         if is_model_in_modules(spec.name, PLAIN_VITS):  # local crops are smaller
             arguments["dynamic_img_size"] = True
     return arguments

@@ -58,4 +58,6 @@ class Prototypes(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         fixed = self.weight.detach()
         weight = fixed + self.gate * (self.weight - fixed)
-        return F.linear(F.normalize(z, dim=1), F.normalize(weight, dim=1))
+        # Scores are divided by temperatures of a few hundredths: autocast's 2 or 3 digits would not do.
+        with torch.autocast(z.device.type, enabled=False):
+            return F.linear(F.normalize(z.to(weight.dtype), dim=1), F.normalize(weight, dim=1))

@@ -25,12 +25,13 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from sklearn.cluster import MiniBatchKMeans
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from amimv import InputError, check_choice
-from amimv.models.backbones import BackboneSpec, build_backbone, check_sizes, save_backbone
+from amimv.models.backbones import BackboneSpec, build_backbone, check_sizes, patch_size, save_backbone
 from amimv.models.methods import METHODS
 from amimv.models.methods.encoder import Encoder
 from amimv.pipelines import (
@@ -90,10 +91,13 @@ class Training:
     stop_signal: int = 0
 
 
-def make_recipe(settings: PretrainSettings) -> Recipe:
-    """The recipe that the settings describe."""
+def make_recipe(settings: PretrainSettings, size: int = 28) -> Recipe:
+    """The recipe that the settings describe, for images of this size in pixels."""
     hard = settings.policy()
-    local = replace(hard, size=settings.local_size, crop=(0.05, settings.local_crop_max))
+    patch = patch_size(settings.view_size or size)
+    # Three sevenths of the size, as 96 is of DINO's 224, and whole patches of a ViT.
+    local_size = settings.local_size or patch * round((settings.view_size or size) * 3 / 7 / patch)
+    local = replace(hard, size=local_size, crop=(0.05, settings.local_crop_max))
     return get_recipe(
         settings.recipe,
         hard=hard,
@@ -167,7 +171,7 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
     store = subset.store
     loader = PairLoader(
         store,
-        make_recipe(s),
+        make_recipe(s, store.size),
         s.batch_size,
         s.sampler,
         s.partner,
@@ -186,7 +190,7 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
     check_sizes(backbone, spec, [view.policy.size or spec.size for view in loader.recipe.views])
     method = METHODS[s.method].build(backbone, cap_queue(s, len(store))).to(device)
     if s.sync_bn:
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        method = convert_sync_batchnorm(method)  # timm's, which keeps the activation inside its norms
     optimizer = make_optimizer(s, method.online)
     if s.compile:
         for network in method.children():
@@ -464,6 +468,7 @@ def log_start(run: Training) -> None:
         "training_images": len(run.store),
         "training_counts": counts,
         "realised_ratio": ratio,
+        "queue": getattr(run.method.settings, "queue", None),
     }
     write_json(run.folder / "environment.json", describe_environment(extra))
 

@@ -35,13 +35,14 @@ LARS = ("lars", "larc", "nlars", "nlarc")
 
 #: The least that whole numbers may be; others 0, and widths 1 unless 0 is their default and has a meaning.
 LEAST = dict.fromkeys(("accumulation", "log_every", "save_every", "cluster_every", "partners", "batch_size"), 1)
-LEAST |= {"clusters": 2, "queue": 1, "prototypes": 2, "iterations": 1, "local_size": 1}
+LEAST |= {"clusters": 2, "queue": 1, "prototypes": 2, "iterations": 1}
 WIDTHS = ("projector_hidden", "projector_out", "predictor_hidden")
 POSITIVE = ("lr", "trust_coefficient", "epsilon", "teacher_temperature_start", "loss_scale")
 SHARES = (
     *("freeze_prototypes", "queue_start", "teacher_temperature_warmup", "pruned", "prune_every"),
     *("weight_decay", "beta"),
 )
+NOT_NEGATIVE = ("redundancy", "invariance", "variance", "covariance", "periods")
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,8 @@ class PretrainSettings:
     """like solarise_p, of that view"""
     local_crops: int = 6
     """local sides of recipe multi-crop"""
-    local_size: int = 12
-    """of the local crops, in pixels"""
+    local_size: int = 0
+    """of the local crops, in pixels; 0: about three sevenths of the views"""
     local_crop_max: float = 0.4
     """largest area of the local crops"""
 
@@ -234,6 +235,9 @@ def settings_class(method: str) -> type[PretrainSettings]:
 @cache
 def _combined(method: str) -> type[PretrainSettings]:
     bases = (METHODS[method].settings, PretrainSettings)
+    twice = {field.name for field in fields(bases[0])} & {field.name for field in fields(bases[1])}
+    if twice:
+        raise TypeError(f"settings of method {method} have names of the trainer's: {', '.join(sorted(twice))}")
     made = make_dataclass("Settings", [], bases=bases, frozen=True, namespace={"__module__": __name__})
     return cast(type[PretrainSettings], made)
 
@@ -411,6 +415,8 @@ def _check_number(name: str, value: Any, default: Any) -> None:
         raise InputError(f"{name} is {value}, expected more than 0")
     if (name.endswith("momentum") or name in SHARES) and not 0 <= value <= 1:
         raise InputError(f"{name} is {value}, expected 0 to 1")
+    if name in NOT_NEGATIVE and not value >= 0:
+        raise InputError(f"{name} is {value}, expected at least 0")
     if not -math.inf < value < math.inf:
         raise InputError(f"{name} is {value}, expected a number")
 

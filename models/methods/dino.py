@@ -31,7 +31,7 @@ class DinoSettings:
     momentum: float = 0.9995
     """of the moving-average teacher at the start; 1 at the end, by a cosine"""
     centre_momentum: float = 0.9
-    """of the running mean of the teacher's scores"""
+    """of the running mean of the teacher's scores, which moves once per micro-batch"""
     freeze_prototypes: float = 0.001
     """share of the training with fixed prototypes, at the start"""
     projector_norm: bool = False

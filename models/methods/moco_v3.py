@@ -46,7 +46,7 @@ class MocoV3(nn.Module):
         self.teacher = copy_teacher(Encoder(backbone, projector))
         self.online = Encoder(backbone, projector, predictor)
         if patches is not None and s.freeze_patch_embedding:
-            patches.requires_grad_(False)
+            getattr(patches, "proj", patches).requires_grad_(False)
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """The target moves by the step's momentum."""

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from timm.layers import RmsNorm
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,7 +20,7 @@ from amimv.models.heads import build_mlp
 from amimv.models.losses import nt_xent
 from amimv.models.methods.encoder import Embeddings, Encoder, Online, Sides
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, RmsNorm)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SdclrSettings:
     pruned: float = 0.9
     """share of the backbone's weights that the twin does without"""
     prune_every: float = 0.0005
-    """share of the training between two choices of these weights"""
+    """share of the training between two choices of these weights; 0.0005: an epoch of 2,000"""
     projector_hidden: int = 512
     """width of the projector's two hidden layers"""
     projector_out: int = 128
@@ -49,15 +50,15 @@ class EncoderWithTwin(Encoder):
         self.prunable = [f"backbone.{name}.weight" for name in layers]
         self.masks = nn.Module()
         for i, name in enumerate(self.prunable):
-            self.masks.register_buffer(str(i), torch.ones_like(self.get_parameter(name)))
+            self.masks.register_buffer(str(i), torch.ones_like(self.get_parameter(name), dtype=torch.bool))
 
     @torch.no_grad()
     def prune(self, share: float) -> None:
         """Mask that share of the twin's prunable weights, the smallest of all layers together."""
         sizes = [self.get_parameter(name).abs() for name in self.prunable]
         everything = torch.cat([size.flatten() for size in sizes])
-        smallest_kept = min(math.ceil(share * len(everything)), len(everything) - 1)
-        threshold = everything.kthvalue(smallest_kept + 1).values
+        dropped = min(math.ceil(share * len(everything)), len(everything) - 1)
+        threshold = everything.kthvalue(dropped + 1).values
         for mask, size in zip(self.masks.buffers(), sizes, strict=True):
             mask.copy_(size >= threshold)
 

@@ -412,6 +412,16 @@ def test_multi_crop_with_a_vit(tiny_npz: Path, tmp_path: Path, monkeypatch: pyte
     assert ("backbone.patch_embed.proj.weight" in moved) == (method != "moco-v3")
 
 
+@pytest.mark.parametrize(("size", "local"), [(28, 12), (64, 24), (128, 48), (224, 96)])
+def test_local_crops_are_three_sevenths_of_the_views_in_whole_patches(size: int, local: int) -> None:
+    settings, _ = resolve(["--recipe", "multi-crop"])
+    assert module.make_recipe(settings, size).sides[2][0].policy.size == local
+    viewed, _ = resolve(["--recipe", "multi-crop", "--view-size", str(size)])
+    assert module.make_recipe(viewed, 500).sides[2][0].policy.size == local
+    given, _ = resolve(["--recipe", "multi-crop", "--local-size", "20"])
+    assert module.make_recipe(given, size).sides[2][0].policy.size == 20
+
+
 def test_a_local_size_that_a_vits_patch_does_not_divide(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
