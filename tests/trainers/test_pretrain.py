@@ -388,6 +388,8 @@ def test_a_runs_queue_is_capped_and_its_config_is_not(
     assert sum("capped" in message for message in caplog.messages) == (length != int(queue))
     # So that the same flags go on with the run, and fit another data set.
     assert f"queue: {queue} " in (run.folder / "config.yaml").read_text()
+    module.log_start(run)
+    assert json.loads((run.folder / "environment.json").read_text())["queue"] == length
 
 
 MULTI_CROP = ("--recipe", "multi-crop", "--backbone", "test_vit", "--local-crops", "2", "--knn-every", "0")
