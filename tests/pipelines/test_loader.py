@@ -364,6 +364,7 @@ def test_an_unknown_backend_of_render() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_pairs_on_cuda(sampler: str) -> None:

@@ -122,6 +122,7 @@ def test_the_backends_agree(operation: str, channels: int, source: int, size: in
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("source", "size"), SIZES)
 @pytest.mark.parametrize(("operation", "channels"), CASES)

@@ -210,6 +210,7 @@ def test_integers_take_a_bound_per_position() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_the_same_bits_on_cuda() -> None:
     positions = torch.arange(10_000)

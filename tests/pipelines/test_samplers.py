@@ -331,6 +331,7 @@ def test_beta_out_of_range_is_an_error(beta: float) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_indices_on_cuda(sampler: str) -> None:

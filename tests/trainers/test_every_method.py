@@ -66,10 +66,10 @@ def flags_of(method: str, data: Path, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+def command(monkeypatch: pytest.MonkeyPatch, *flags: str, cpu: bool = True) -> int:
     """The exit status of the command's own main, from whatever state the random generators are in."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(cpu).lower())
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags])
     monkeypatch.setattr(module, "draw_curves", lambda *_: None)  # the slowest part, and no part of the training
     torch.manual_seed(int.from_bytes(os.urandom(4)))
@@ -160,3 +160,32 @@ def test_the_same_numbers_twice_and_a_spread_of_the_embeddings(
         assert math.isfinite(row["embedding_std"])
         # Rows of length one in D dimensions spread by at most 1 / sqrt(D).
         assert 0 < row["embedding_std"] <= 1 / math.sqrt(SMALL["projector_out"]) * math.sqrt(BATCH / (BATCH - 1))
+
+
+def assert_trains(folder: Path, precision: str, steps: int) -> None:
+    rows = [json.loads(line) for line in (folder / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == steps
+    assert all(math.isfinite(row["loss"]) and math.isfinite(row["embedding_std"]) for row in rows)
+    weights = state_of(folder)["method"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values() if tensor.is_floating_point()), precision
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16(tiny_npz: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = flags_of(method, tiny_npz, tmp_path, "--steps", "2", "--mixed-precision", "bf16")
+    assert command(monkeypatch, *flags) == 0
+    assert_trains(tmp_path, "bf16", 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("recipe", ["amimv", "multi-crop"])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu(
+    tiny_npz: Path, tmp_path: Path, method: str, recipe: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = flags_of(method, tiny_npz, tmp_path, "--recipe", recipe, "--mixed-precision", precision)
+    assert command(monkeypatch, *flags, cpu=False) == 0
+    assert_trains(tmp_path, precision, STEPS)
