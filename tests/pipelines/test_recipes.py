@@ -139,7 +139,7 @@ def test_statistics_reach_every_view(name: str) -> None:
     [("mimvv", "mimv"), ("amimv-role", "amimv-roles"), ("twoview", "two-view"), ("multicrop", "multi-crop")],
 )
 def test_an_unknown_name_lists_the_near_misses(name: str, near: str) -> None:
-    with pytest.raises(InputError, match=f"unknown recipe '{name}': did you mean {near}( or|\?)") as error:
+    with pytest.raises(InputError, match=rf"unknown recipe '{name}': did you mean {near}( or|\?)") as error:
         get_recipe(name)
     assert "\n" not in str(error.value)
     assert all(known in str(error.value) for known in (*RECIPES, *ALIASES))
