@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from amimv.models.distributed import gather_rows
-
 
 class Queue(nn.Module):
     """The newest embeddings of all processes, in buffers that are checkpointed with the method.
@@ -27,10 +25,14 @@ class Queue(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def push(self, local: Tensor) -> None:
-        """Overwrite the oldest with each process's ``(B, width)``, in the order of ranks, normalised."""
+    def push(self, rows: Tensor) -> None:
+        """Overwrite the oldest with ``(B, width)`` embeddings, normalised.
+
+        Args:
+            rows: of all processes (`amimv.models.distributed.gather_rows`), so that every process has the same queue.
+        """
         size = len(self.rows)
-        new = nn.functional.normalize(gather_rows(local.detach()).to(self.rows.dtype), dim=1)[-size:]
+        new = nn.functional.normalize(rows.detach().to(self.rows.dtype), dim=1)[-size:]
         places = (self.position + torch.arange(len(new), device=new.device)) % size
         self.rows.index_copy_(0, places, new)
         self.position.copy_((self.position + len(new)) % size)

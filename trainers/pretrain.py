@@ -94,9 +94,10 @@ class Training:
 def make_recipe(settings: PretrainSettings, size: int = 28) -> Recipe:
     """The recipe that the settings describe, for images of this size in pixels."""
     hard = settings.policy()
-    patch = patch_size(settings.view_size or size)
+    size = settings.view_size or size
+    patch = patch_size(size)
     # Three sevenths of the size, as 96 is of DINO's 224, and whole patches of a ViT.
-    local_size = settings.local_size or patch * round((settings.view_size or size) * 3 / 7 / patch)
+    local_size = settings.local_size or patch * round(size * 3 / 7 / patch)
     local = replace(hard, size=local_size, crop=(0.05, settings.local_crop_max))
     return get_recipe(
         settings.recipe,

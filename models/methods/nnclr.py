@@ -56,5 +56,5 @@ class Nnclr(nn.Module):
             for a, b in cross_pairs(len(p))
         ]
         loss = torch.stack(losses).mean()
-        self.queue.push(embeddings.z[0])
+        self.queue.push(z[0])
         return loss, z[0]

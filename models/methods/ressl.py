@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amimv.models.backbones import feature_width
-from amimv.models.distributed import average_loss
+from amimv.models.distributed import average_loss, gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import ressl_loss
 from amimv.models.memory import Queue
@@ -66,5 +66,5 @@ class Ressl(nn.Module):
             for student in students
         ]
         loss = average_loss(torch.stack(losses).mean())
-        self.queue.push(teacher)
+        self.queue.push(gather_rows(teacher))
         return loss, students[0]

@@ -76,6 +76,7 @@ class Swav(nn.Module):
             for a, b in cross_pairs(len(scores))
         ]
         loss = torch.stack(losses).mean()
-        for queue, z in zip(queues, embeddings.z[:2], strict=True):
-            queue.push(z)
-        return loss, gather_rows(embeddings.z[0].detach())
+        z = [gather_rows(side.detach()) for side in embeddings.z[:2]]
+        for queue, side in zip(queues, z, strict=True):
+            queue.push(side)
+        return loss, z[0]
