@@ -1,7 +1,8 @@
 """From an image store to batches of pairs: sampler -> partner -> draw view parameters -> render, on one device."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from amimv import InputError, check_choice
 from amimv.pipelines.params import ViewParams, draw_view_params
-from amimv.pipelines.recipes import Recipe, View
+from amimv.pipelines.recipes import Recipe
 from amimv.pipelines.rng import Key, Stream
 from amimv.pipelines.samplers import (
     LABEL_SAMPLERS,
@@ -23,6 +24,8 @@ from amimv.pipelines.samplers import (
 from amimv.pipelines.stores import ImageStore
 
 BACKENDS = ("kornia", "dali")
+#: Samples whose view parameters are drawn together: a draw is some seventy small operations, however many it is for.
+DRAWN_TOGETHER = 2**14
 
 logger = logging.getLogger("amimv")
 
@@ -63,6 +66,26 @@ def render(images: Tensor, params: ViewParams, backend: str = "kornia", dtype: t
     return render_dali(images, params, dtype)
 
 
+def render_views(
+    images: Sequence[Tensor], params: Sequence[ViewParams], backend: str = "kornia", dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
+    """Render each batch of images by its parameters; see `render`."""
+    return tuple(render(batch, drawn, backend, dtype) for batch, drawn in zip(images, params, strict=True))
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., tuple[Tensor, ...]]:
+    """`render_views` compiled; on a GPU its kernels, fixed in shape, become one CUDA graph."""
+    compiled = torch.compile(render_views, mode="reduce-overhead", dynamic=False)
+
+    def render_and_copy(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        torch.compiler.cudagraph_mark_step_begin()
+        # The graph's own memory is written again by the next batch.
+        return tuple(view.clone() for view in compiled(*args, **kwargs))
+
+    return render_and_copy
+
+
 class PairLoader:
     """Batches of pairs of a store, by a recipe.
 
@@ -82,6 +105,7 @@ class PairLoader:
         rank, world_size: this process's slice of the global batch.
         micro_batches: each step is handed out in so many parts, for gradient accumulation.
         dtype: of the views.
+        compile: render through ``torch.compile``, in CUDA graphs on a GPU; for the `kornia` backend.
 
     Raises:
         InputError: for an unknown name, a batch larger than the store or not divisible, a class without images under
@@ -104,6 +128,7 @@ class PairLoader:
         world_size: int = 1,
         micro_batches: int = 1,
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
     ) -> None:
         check_choice("sampler", sampler, SAMPLERS)
         check_choice("sampler", partner, SAMPLERS)
@@ -131,7 +156,9 @@ class PairLoader:
         self.sampler, self.partner, self.backend = sampler, partner, backend
         self.seed, self.epochs, self.beta = seed, epochs, beta
         self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
-        self.dtype = dtype
+        if compile and backend != "kornia":
+            raise InputError(f"the {backend} backend cannot be compiled: use backend 'kornia', or compile=False")
+        self._render_views = partial(_compiled() if compile else render_views, backend=backend, dtype=dtype)
         self.steps_per_epoch = len(store) // batch_size
         self.clusters: Tensor | None = None
         self._position = (0, 0)
@@ -198,30 +225,36 @@ class PairLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[PairBatch]:
         """This process's batches of an epoch, from a step on; ``micro_batches`` of them make one step."""
-        device = self.store.device
         micro = self.batch_size // (self.world_size * self.micro_batches)
         # (slots, steps, micro-batches, this rank's share): the ranks' shares of a micro-batch lie side by side.
         indices = self.epoch_indices(epoch).unflatten(2, (self.micro_batches, self.world_size, micro))
-        indices = indices[:, :, :, self.rank]
-        places = [(m * self.world_size + self.rank) * micro for m in range(self.micro_batches)]
-        # DALI takes a view's parameters on the host, where the generator gives the same numbers.
-        drawn_on = torch.device("cpu") if self.backend == "dali" else device
-        positions = [torch.arange(place, place + micro, device=drawn_on) for place in places]
-        parts = indices[:, start_step:].flatten(1, 2)
-        # From host memory, one wait an epoch instead of one a batch; the copies then run ahead on a side stream.
-        asked = (parts if self.store.resident else parts.cpu()).unbind(1)
-        wanted = parts.unbind(1)
-        for i, images in enumerate(map(self.store.gather, asked)):
-            step, m = start_step + i // self.micro_batches, i % self.micro_batches
-            views = {
-                view: self._render(view, images[view.slot], positions[m], epoch, step) for view in self.recipe.views
-            }
-            if m == self.micro_batches - 1:
-                self._position = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
+        wanted = (
+            indices[:, start_step:, :, self.rank].flatten(1, 2).transpose(0, 1).contiguous()
+        )  # (batches, slots, B)
+        batches = zip(wanted, self.store.stream(wanted), self.draw_epoch(epoch, start_step), strict=True)
+        for i, (asked, images, params) in enumerate(batches, 1):
+            rendered = self._render_views([images[view.slot] for view in self.recipe.views], params)
+            if i % self.micro_batches == 0:
+                step = start_step + i // self.micro_batches
+                self._position = (epoch, step) if step < self.steps_per_epoch else (epoch + 1, 0)
+            views = dict(zip(self.recipe.views, rendered, strict=True))
             sides = tuple(tuple(views[view] for view in side) for side in self.recipe.sides)
-            yield PairBatch(sides, wanted[i], self.store.labels[wanted[i]])
+            yield PairBatch(sides, asked, self.store.labels[asked])
 
-    def _render(self, view: View, images: Tensor, positions: Tensor, epoch: int, step: int) -> Tensor:
-        key = Key(self.seed, Stream.VIEW + 16 * view.slot + view.draw, epoch, step)
-        params = draw_view_params(view.policy, positions, key)
-        return render(images, params, self.backend, self.dtype)
+    def draw_epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[ViewParams, ...]]:
+        """The parameters of each distinct view, batch by batch."""
+        # DALI takes a view's parameters on the host, where the generator gives the same numbers.
+        device = torch.device("cpu") if self.backend == "dali" else self.store.device
+        share = self.batch_size // (self.world_size * self.micro_batches)
+        starts = (torch.arange(self.micro_batches, device=device) * self.world_size + self.rank) * share
+        places = (starts[:, None] + torch.arange(share, device=device)).flatten()
+        ahead = max(1, DRAWN_TOGETHER // len(places))
+        for first in range(start_step, self.steps_per_epoch, ahead):
+            steps = torch.arange(first, min(first + ahead, self.steps_per_epoch), device=device)
+            positions, at = places.repeat(len(steps)), steps.repeat_interleave(len(places))
+            drawn = []
+            for view in self.recipe.views:
+                key = Key(self.seed, Stream.VIEW + 16 * view.slot + view.draw, epoch, at)
+                params = draw_view_params(view.policy, positions, key)
+                drawn.append(params.split([share] * len(steps) * self.micro_batches))
+            yield from zip(*drawn, strict=True)

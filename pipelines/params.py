@@ -7,7 +7,9 @@ Order of operations: resample, colour, clamp to [0, 1], blur, solarise, normalis
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ from amimv.pipelines.rng import Key, uniforms
 NO_BLUR = 0.05
 #: A threshold that no value in [0, 1] reaches.
 NO_SOLARISE = 2.0
+
+#: The parameters of a view that are drawn, one row per sample.
+DRAWN = ("affine", "colour", "sigma", "solarise")
 
 #: Luma weights of ITU-R BT.601, as torchvision and Kornia use for greyscale.
 LUMA = (0.299, 0.587, 0.114)
@@ -122,12 +127,16 @@ class ViewParams:
 
     def to(self, device: torch.device | str) -> "ViewParams":
         """The same parameters on another device."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name in ("affine", "colour", "sigma", "solarise")
-            if (value := getattr(self, name)) is not None
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name in DRAWN if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
+
+    def split(self, sizes: Sequence[int]) -> list["ViewParams"]:
+        """The parameters of consecutive batches of these sizes, without a copy."""
+        drawn = {name: value.split(list(sizes)) for name in DRAWN if (value := getattr(self, name)) is not None}
+        rows: list[dict[str, Any]] = [{name: parts[i] for name, parts in drawn.items()} for i in range(len(sizes))]
+        return [replace(self, **row) for row in rows]
 
 
 def blur_window(size: int) -> int:
@@ -145,7 +154,7 @@ def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key) -> ViewPar
         policy: what is drawn, and how strongly.
         positions: ``(B,)`` ``int64``, the place of each sample in the global batch; the numbers of a sample depend
             on its own place only, so a rank that draws its slice gets what a single process gets there.
-        key: seed, stream (one per view), epoch and step.
+        key: seed, stream (one per view), epoch and step; a step per sample, ``(B,)``, draws several batches at once.
 
     Returns:
         Parameters on the device of ``positions``.

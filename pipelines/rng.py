@@ -16,7 +16,8 @@ from torch import Tensor
 class Key(NamedTuple):
     """Names one family of random numbers; what varies inside it is the position.
 
-    ``step`` may be a 0-dimensional ``int64`` tensor on the device, so that a captured CUDA graph can advance it.
+    ``step`` may be an ``int64`` tensor on the device: of no dimension, so that a captured CUDA graph can advance it,
+    or one step per position, so that several batches are drawn at once.
     """
 
     seed: int = 0

@@ -1,8 +1,9 @@
 """Image stores: a whole data set as one ``uint8`` tensor that stays on a device.
 
-Three sources share one face: MedMNIST's twelve 2-D sets, any ``.npz`` in MedMNIST's layout, and the embedded
-phantom. Everything a file can have wrong is found here, at load, in one line; behind it nothing is checked
-again.
+Four sources share one face: MedMNIST's twelve 2-D sets, any ``.npz`` in MedMNIST's layout, the embedded phantom,
+and folders of JPEG and PNG files, which stay encoded and are decoded batch by batch. Everything an array can have
+wrong is found here, at load, in one line; behind it nothing is checked again. A damaged image file is found when it
+is decoded.
 """
 
 import difflib
@@ -12,7 +13,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,8 +25,10 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
+from amimv.pipelines.folders import SPLITS, EncodedImages, list_folder
 
-SPLITS = ("train", "val", "test")
+#: What the name of a data set begins with that is a folder of images.
+FOLDER = "folder:"
 #: MedMNIST's sizes, in pixels.
 SIZES = (28, 64, 128, 224)
 #: The task of ChestMNIST in MedMNIST's words; every other task has one label per image.
@@ -34,6 +37,8 @@ MULTI_LABEL = "multi-label, binary-class"
 TASKS = ("multi-class", "binary-class", "ordinal-regression", MULTI_LABEL)
 #: Share of the device's free memory that a store may take; the rest is for networks and batches.
 RESIDENT_SHARE = 0.6
+#: Images, evenly spaced, of which a folder's mean and std are taken.
+SAMPLE = 2048
 
 _log = logging.getLogger("amimv")
 
@@ -44,20 +49,20 @@ class ImageStore:
 
     Attributes:
         images: ``(N, H, W, C)`` ``uint8``, square, C 1 or 3; on ``device``, or in host memory (pinned where
-            there is CUDA) if not ``resident``.
+            there is CUDA) if not ``resident``; or files, still encoded, which have that shape once decoded.
         labels: ``(N,)`` ``int64`` in 0..n_classes-1, or ``(N, L)`` ``int64`` multi-hot; on ``device``.
-        name: a MedMNIST name, "phantom", or the stem of the ``.npz``.
+        name: a MedMNIST name, "phantom", the stem of the ``.npz``, or the folder's name.
         split: "train", "val" or "test".
         class_names: one per class or label.
         task: one of ``TASKS``.
         device: where batches are wanted.
-        mean, std: per channel, of these very images, in units of [0, 1]; validation and test images are
-            normalised with those of the training store. ``std`` is at least one grey level, so that a
-            constant channel divides.
+        mean, std: per channel, of these very images, in units of [0, 1] (of encoded images, of an evenly spaced
+            sample of at most ``SAMPLE``); validation and test images are normalised with those of the training
+            store. ``std`` is at least one grey level, so that a constant channel divides.
         resident: whether the images lie on ``device``.
     """
 
-    images: Tensor = field(repr=False)
+    images: Tensor | EncodedImages = field(repr=False)
     labels: Tensor = field(repr=False)
     name: str
     split: str
@@ -93,7 +98,8 @@ class ImageStore:
         """The store of the images ``indices`` (``(M,)`` ``int64``, on any device), with its own mean and std.
 
         Raises:
-            InputError: if the indices are no integers, none, or out of range.
+            InputError: if the indices are no integers, none, or out of range; of a folder, if an image of the sample
+                cannot be decoded.
         """
         if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
             got = f"{tuple(indices.shape)} {indices.dtype}"
@@ -101,9 +107,12 @@ class ImageStore:
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= len(self):
             raise InputError(f"subset indices reach from {low} to {high}, but {self.name} has {len(self)} images")
-        images = self.images.index_select(0, indices.to(self.images.device))
-        images = _placed(images, self.device, self.resident)
-        mean, std = channel_statistics(images)
+        if isinstance(self.images, EncodedImages):
+            images: Tensor | EncodedImages = self.images.subset(indices)
+        else:
+            images = self.images.index_select(0, indices.to(self.images.device))
+            images = _placed(images, self.device, self.resident)
+        mean, std = _statistics_of(images)
         labels = self.labels[indices.to(self.labels.device)]
         return replace(self, images=images, labels=labels, mean=mean, std=std)
 
@@ -113,7 +122,10 @@ class ImageStore:
         Nothing waits for the device if the store is resident. If not, the indices are brought to the host,
         which is the only wait (none if they are there already); the images are gathered into pinned memory
         and copied on a side stream, and what is queued next on the current stream waits for the copy.
+        Encoded images are read and decoded while the caller waits; `stream` does that ahead.
         """
+        if isinstance(self.images, EncodedImages):
+            return self.images.read(indices)
         shape = (*indices.shape, *self.images.shape[1:])
         if self.resident:
             # index_select copies whole images; indexing with a tensor goes element by element on the CPU.
@@ -123,6 +135,23 @@ class ImageStore:
         batch = torch.empty(out_shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         torch.index_select(self.images, 0, flat, out=batch)
         return _copied_aside(batch, self.device).view(shape)
+
+    def stream(self, parts: Tensor) -> Iterator[Tensor]:
+        """What `gather` gives for each of ``parts``, in order, and prepared ahead where it is not on the device yet.
+
+        Args:
+            parts: ``(steps, ..., B)`` ``int64``, on any device; brought to the host, if need be, once for all steps.
+
+        Yields:
+            ``(..., B, H, W, C)`` ``uint8`` on ``device``, as often as there are steps.
+
+        Raises:
+            InputError: if a file cannot be read or decoded.
+        """
+        if isinstance(self.images, EncodedImages):
+            return self.images.stream(parts.cpu().unbind(0))
+        # From host memory the copies run ahead on a side stream, as nothing waits for the device in between.
+        return map(self.gather, (parts if self.resident else parts.cpu()).unbind(0))
 
     def class_counts(self) -> list[int]:
         """Images per class, on the host; of a multi-label set the images that carry each label."""
@@ -159,16 +188,36 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         Mean and std, C numbers each: the sums are exact integers, the last steps ``float64``. std is at least
             1/255.
     """
-    channels = images.shape[3]
-    chunk = max(1, 2**22 // images[0].numel())  # bounds the memory
-    total = torch.zeros(channels, dtype=torch.int64, device=images.device)
+    return _statistics(images.split(_chunk(images.shape)), images.shape[3], images.device)
+
+
+def _chunk(shape: tuple[int, ...]) -> int:
+    """Images at a time, which bounds the memory that statistics take."""
+    return max(1, 2**22 // math.prod(shape[1:]))
+
+
+def _statistics_of(images: Tensor | EncodedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`channel_statistics`; of encoded images, of an evenly spaced sample of at most ``SAMPLE``."""
+    if isinstance(images, Tensor):
+        return channel_statistics(images)
+    n = images.shape[0]
+    sample = torch.arange(min(n, SAMPLE)) * n // min(n, SAMPLE)
+    parts = images.stream(sample.split(_chunk(images.shape)))
+    return _statistics(parts, images.channels, images.device)
+
+
+def _statistics(
+    parts: Iterable[Tensor], channels: int, device: torch.device
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    total = torch.zeros(channels, dtype=torch.int64, device=device)
     square = torch.zeros_like(total)
-    for part in images.split(chunk):
+    n = 0
+    for part in parts:
+        n += math.prod(part.shape[:3])
         for c, values in enumerate(part.unbind(3)):
             values = values.to(torch.int32)
             total[c] += values.sum()
             square[c] += values.square_().sum()
-    n = images.shape[0] * images.shape[1] * images.shape[2]
     pairs = list(zip(total.tolist(), square.tolist(), strict=True))
     mean = tuple(s / (255 * n) for s, _ in pairs)
     std = tuple(max(math.sqrt(n * q - s * s) / (255 * n), 1 / 255) for s, q in pairs)
@@ -190,7 +239,7 @@ def _medmnist_info() -> dict[str, dict]:
 class _Parts(NamedTuple):
     """What a source gives: images ``(N, H, W, C)`` ``uint8`` and labels ``int64``, both checked."""
 
-    images: Tensor
+    images: Tensor | EncodedImages
     labels: Tensor
     class_names: tuple[str, ...]
     task: str
@@ -217,17 +266,19 @@ def load_store(
     Args:
         name: "phantom", one of ``medmnist_names()``, or the path of an ``.npz`` in MedMNIST's layout
             (``train_images`` ``(N, H, W)`` or ``(N, H, W, C)`` ``uint8``, ``train_labels`` ``(N,)``,
-            ``(N, 1)`` or multi-hot ``(N, L)``, ``val_...``, ``test_...``).
+            ``(N, 1)`` or multi-hot ``(N, L)``, ``val_...``, ``test_...``), or "folder:PATH" with JPEG and PNG files
+            in ``PATH/{train,val,test}/CLASS/``, or in ``PATH/CLASS/``, which is all "train". Those are decoded when
+            they are asked for, as `EncodedImages` says; the classes are the folders of all splits together.
         split: "train", "val" or "test".
-        size: height and width in pixels; by default 28, or whatever an own ``.npz`` has.
+        size: height and width in pixels; by default 28, or whatever an own ``.npz`` has, or 224 for a folder.
         root: folder of the MedMNIST files.
         device: where batches are wanted.
-        channels: 3 repeats grey three times; by default what the data has.
+        channels: 3 repeats grey three times; by default what the data has, and 3 for a folder (1 makes it grey).
         seed: which phantom.
-        task: one of ``TASKS``; by default MedMNIST's, or for an own ``.npz`` "binary-class" (two classes),
+        task: one of ``TASKS``; by default MedMNIST's, or for own data "binary-class" (two classes),
             "multi-class" or "multi-label, binary-class" (multi-hot labels).
         resident: whether the images lie on the device; by default they do if they fit into ``RESIDENT_SHARE``
-            of its free memory, else they stay in pinned host memory and the log says so.
+            of its free memory, else they stay in pinned host memory and the log says so. A folder's never do.
 
     Raises:
         InputError: for whatever is wrong with the arguments or the file.
@@ -244,14 +295,13 @@ def load_store(
         parts = _medmnist_parts(title, split, 28 if size is None else size, root)
     elif title.endswith(".npz"):
         parts, title = _own_parts(Path(name).expanduser(), split, size), Path(name).stem
+    elif title.startswith(FOLDER):
+        parts, title = _folder_parts(title.removeprefix(FOLDER), split, size, channels, device)
     else:
         raise InputError(_unknown_name(title))
     task = _checked_task(task or parts.task, parts, title)
-    images = _with_channels(parts.images, channels, title)
-    if resident is None:
-        resident = _fits(images, device, title)
-    images = _placed(images, device, resident)
-    mean, std = channel_statistics(images)
+    images, resident = _settled(parts.images, channels, device, resident, title)
+    mean, std = _statistics_of(images)
     labels = parts.labels.to(device)
     return ImageStore(images, labels, title, split, parts.class_names, task, device, mean, std, resident)
 
@@ -273,9 +323,10 @@ def _near(word: str, known: tuple[str, ...]) -> str:
 
 def _unknown_name(name: str) -> str:
     known = ("phantom", *medmnist_names())
+    near = f" (did you mean {FOLDER}{name}?)" if Path(name).expanduser().is_dir() else _near(name, known)
     return (
-        f"unknown data set {name!r}{_near(name, known)}: expected {', '.join(known)}, "
-        "or the path of an .npz file in MedMNIST's layout"
+        f"unknown data set {name!r}{near}: expected {', '.join(known)}, "
+        f"the path of an .npz file in MedMNIST's layout, or {FOLDER}PATH with images in PATH/train/CLASS"
     )
 
 
@@ -288,6 +339,22 @@ def _checked_task(task: str, parts: _Parts, title: str) -> str:
     if task == "binary-class" and len(parts.class_names) != 2:
         raise InputError(f"task 'binary-class' needs 2 classes, {title} has {len(parts.class_names)}")
     return task
+
+
+def _settled(
+    images: Tensor | EncodedImages, channels: int | None, device: torch.device, resident: bool | None, title: str
+) -> tuple[Tensor | EncodedImages, bool]:
+    """The images with these channels where they will stay, and whether that is on the device."""
+    if isinstance(images, EncodedImages):
+        if resident:
+            raise InputError(
+                f"resident is True, but {title} is a folder, which is decoded batch by batch: leave it out"
+            )
+        return images, False
+    images = _with_channels(images, channels, title)
+    if resident is None:
+        resident = _fits(images, device, title)
+    return _placed(images, device, resident), resident
 
 
 def _with_channels(images: Tensor, channels: int | None, title: str) -> Tensor:
@@ -387,6 +454,22 @@ def _check_md5(path: Path, expected: str) -> None:
             f"{path} has MD5 {found}, expected {expected}: it is damaged or not the official file; "
             "delete it to download it again"
         )
+
+
+def _folder_parts(
+    path: str, split: str, size: int | None, channels: int | None, device: torch.device
+) -> tuple[_Parts, str]:
+    """A folder of images, none of them opened yet, and the folder's name."""
+    size = 224 if size is None else size
+    if size < 1:
+        raise InputError(f"size is {size}, expected at least 1 pixel")
+    if not path:
+        raise InputError(f"{FOLDER!r} names no folder: expected {FOLDER}PATH with images in PATH/train/CLASS")
+    folder = Path(path).expanduser()
+    found = list_folder(folder, split)
+    images = EncodedImages(found.paths, size, channels or 3, device)
+    task = "binary-class" if len(found.class_names) == 2 else "multi-class"
+    return _Parts(images, torch.tensor(found.labels), found.class_names, task), folder.resolve().name
 
 
 def _own_parts(path: Path, split: str, size: int | None) -> _Parts:

@@ -4,6 +4,7 @@ import csv
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,11 @@ def extract_features(network: nn.Module | None, store: ImageStore, spec: Backbon
     was_training = network is not None and network.training
     if network is not None:
         network.eval()
-    for indices in torch.arange(len(store), device=store.device).split(chunk):
-        view = render(store.gather(indices), params)
+    indices = torch.arange(len(store), device=store.device)
+    whole = len(store) // chunk * chunk
+    rest = [indices[None, whole:]] if whole < len(store) else []
+    for images in chain.from_iterable(map(store.stream, [indices[:whole].view(-1, chunk), *rest])):
+        view = render(images, params)
         parts.append(view.flatten(1) if network is None else encode(network, view).float())
     if network is not None:
         network.train(was_training)

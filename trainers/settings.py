@@ -48,7 +48,8 @@ NOT_NEGATIVE = ("redundancy", "invariance", "variance", "covariance", "periods")
 @dataclass(frozen=True)
 class PretrainSettings:
     data: str = "phantom"
-    """phantom, a 2-D MedMNIST name (retinamnist, ...) or the path of an .npz in MedMNIST's layout"""
+    """phantom, a 2-D MedMNIST name (retinamnist, ...), the path of an .npz in MedMNIST's layout, or folder:PATH with a
+    folder of images per class in PATH/train, PATH/val and PATH/test"""
     data_seed: int = 0
     """of phantom, of the long-tailed subset and of the label fractions"""
     size: int = 0
@@ -388,7 +389,8 @@ def check(settings: PretrainSettings) -> None:
     check_choice("mixed precision", s.mixed_precision, ("no", "bf16", "fp16"))
     check_choice("resume mode", s.resume, ("no", "auto"))
     check_choice("value of exclude-duplicates", s.exclude_duplicates, ("auto", "yes", "no"))
-    check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
+    if not s.data.startswith("folder:"):  # which scales to any size
+        check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
     check_choice("number of channels", str(s.channels), ("0", "1", "3"))
     if not s.epochs and not s.steps:
         raise InputError("no length of training: give --epochs or --steps")

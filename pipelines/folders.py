@@ -1,0 +1,265 @@
+"""Folders of JPEG and PNG files: listed once, read and decoded batch by batch with NVIDIA DALI.
+
+For images that do not fit into memory: only the paths are held. The files are read by a few threads, decoded by
+DALI's (on a GPU by the GPU), and `EncodedImages.stream` does so ahead of whoever takes the batches.
+"""
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amimv import InputError
+
+SPLITS = ("train", "val", "test")
+#: The files that are images, by the end of their names in lower case.
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+#: Batches that are read and decoded before they are asked for.
+AHEAD = 2
+#: Images that are decoded at once: a part of a batch, as each is held in its full size until it is resized.
+CHUNK = 64
+#: Threads that read files; they wait for the disk or the network, not for a core.
+READERS = 8
+LAYOUT = "expected PATH/train/CLASS/*.jpg, PATH/val/CLASS/*.jpg and PATH/test/CLASS/*.jpg (or .jpeg, .png)"
+
+
+def _dali() -> tuple[Any, Any]:
+    """DALI's dynamic mode and its types; it takes seconds to import, so only who decodes with it does."""
+    try:
+        import nvidia.dali.experimental.dynamic as ndd
+        from nvidia.dali import types
+    except ImportError as error:
+        raise InputError(
+            f"a folder of images needs NVIDIA DALI 2 or later ({error}): pip install nvidia-dali-cuda130, "
+            "or pack the images into an .npz"
+        ) from error
+    return ndd, types
+
+
+class FolderSplit(NamedTuple):
+    """The images of a split: their paths, in a fixed order, one class each, and the names of the classes."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
+def list_folder(folder: Path, split: str) -> FolderSplit:
+    """Find the images of a split in ``folder/{train,val,test}/CLASS/**``, or, as "train", in ``folder/CLASS/**``.
+
+    The classes are the sub-folders of all splits together, sorted; a class may lack images in a split. Taken are
+    the files whose names end in one of ``EXTENSIONS``, in any case, sorted; hidden files and folders, and images
+    beside the class folders, are left out. No file is opened.
+
+    Raises:
+        InputError: if there is no such folder or split, fewer than two classes, or no image in the split.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: {LAYOUT}")
+    tops = {s: folder / s for s in SPLITS if (folder / s).is_dir()} or {"train": folder}
+    if split not in tops:
+        found = "class folders only, which are all 'train'" if tops == {"train": folder} else f"only {', '.join(tops)}"
+        raise InputError(f"{folder} has no split {split!r} ({found}): {LAYOUT}")
+    class_names = tuple(sorted({name for top in tops.values() for name in _folder_names(top)}))
+    if len(class_names) < 2:
+        got = f"one class folder ({class_names[0]})" if class_names else "no class folders"
+        raise InputError(f"{folder} has {got}, at least two are needed: {LAYOUT}")
+    found_in = [_image_paths(tops[split] / name) for name in class_names]
+    paths = tuple(path for found in found_in for path in found)
+    if not paths:
+        raise InputError(f"{tops[split]} has no {', '.join(EXTENSIONS)} file in its class folders: {LAYOUT}")
+    labels = tuple(label for label, found in enumerate(found_in) for _ in found)
+    return FolderSplit(paths, labels, class_names)
+
+
+def _folder_names(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _image_paths(folder: Path) -> list[str]:
+    """The images at any depth, sorted folder by folder."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+        found += [Path(where, name) for name in images]
+    return [str(path) for path in sorted(found, key=lambda path: path.parts)]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """Images that lie in files, and how they are decoded.
+
+    Each is decoded to RGB, or to grey where ``channels`` is 1 (transparency is dropped, 16 bits become 8), turned
+    as its EXIF orientation says, resized to ``size`` along its shorter side (linear, antialiased) and cropped to
+    the square in the middle.
+
+    Attributes:
+        paths: of the files, N.
+        size: height and width of the decoded images in pixels.
+        channels: 1 or 3.
+        device: where the decoded images are wanted; on a CUDA device they are decoded there.
+    """
+
+    paths: tuple[str, ...] = field(repr=False)
+    size: int
+    channels: int
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(N, size, size, channels)``, as of the tensor of all images."""
+        return (len(self.paths), self.size, self.size, self.channels)
+
+    def subset(self, indices: Tensor) -> "EncodedImages":
+        """The images ``indices`` (``(M,)`` ``int64``, on any device)."""
+        return replace(self, paths=tuple(self.paths[i] for i in indices.tolist()))
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images ``indices``: ``(...)`` ``int64``, on any device, to ``(..., size, size, C)`` ``uint8``.
+
+        Raises:
+            InputError: DALI is not installed, or a file cannot be read or decoded.
+        """
+        return next(self.stream([indices.cpu()]))
+
+    def stream(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images of one part after the other, ``AHEAD`` of them read and decoded while the last one is used.
+
+        Memory holds so many batches, their files, and ``CHUNK`` images in full size. The threads behind it end with
+        the iterator, or when that is closed or dropped.
+
+        Args:
+            parts: indices ``(...)`` ``int64``, on the host.
+
+        Yields:
+            ``(..., size, size, C)`` ``uint8`` on ``device``, in the order of the parts.
+
+        Raises:
+            InputError: DALI is not installed, or a file cannot be read or decoded.
+        """
+        with _borrowed(self.device) as engine, _threads(1, "decode") as decoder, _threads(READERS, "read") as readers:
+            coming: deque[Future[_Decoded]] = deque()
+            for part in parts:
+                paths = [self.paths[i] for i in part.flatten().tolist()]
+                files = [readers.submit(_read_file, path) for path in paths]
+                shape = (*part.shape, *self.shape[1:])
+                coming.append(decoder.submit(self._decode, engine, paths, files, shape))
+                if len(coming) > AHEAD:
+                    yield _handed_over(coming.popleft().result(), self.device)
+            while coming:
+                yield _handed_over(coming.popleft().result(), self.device)
+
+    def _decode(
+        self, engine: "_Engine", paths: list[str], files: "list[Future[np.ndarray]]", shape: tuple[int, ...]
+    ) -> "_Decoded":
+        with torch.cuda.stream(engine.stream), _dali()[0].EvalMode.sync_cpu, engine.context:
+            out = torch.empty((len(paths), *self.shape[1:]), dtype=torch.uint8, device=self.device)
+            for start in range(0, len(paths), CHUNK):
+                stop = start + CHUNK
+                encoded = [file.result() for file in files[start:stop]]
+                out[start:stop] = self._decode_chunk(paths[start:stop], encoded)
+            event = engine.stream.record_event() if engine.stream else None
+        return _Decoded(out.view(shape), event)
+
+    def _decode_chunk(self, paths: list[str], encoded: list[np.ndarray]) -> Tensor:
+        try:
+            return self._decode_files(encoded)
+        except RuntimeError:
+            # DALI does not say which it was.
+            for path, file in zip(paths, encoded, strict=True):
+                try:
+                    self._decode_files([file])
+                except RuntimeError as error:
+                    raise InputError(
+                        f"{path} cannot be decoded as JPEG or PNG: it is damaged or of another kind; remove it"
+                    ) from error
+            raise
+
+    def _decode_files(self, encoded: list[np.ndarray]) -> Tensor:
+        ndd, types = _dali()
+        where, side = "gpu" if self.device.type == "cuda" else "cpu", self.size
+        colour = types.GRAY if self.channels == 1 else types.RGB
+        images = ndd.decoders.image(ndd.as_batch(encoded), device=where, output_type=colour)
+        return ndd.resize_crop_mirror(images, resize_shorter=side, crop=(side, side), antialias=True).torch()
+
+
+class _Decoded(NamedTuple):
+    """Images, and on a GPU when they are there."""
+
+    images: Tensor
+    ready: torch.cuda.Event | None
+
+
+def _handed_over(decoded: _Decoded, device: torch.device) -> Tensor:
+    """What is queued next on the current stream waits for these images, but not for those decoded after them."""
+    if decoded.ready is not None:
+        current = torch.cuda.current_stream(device)
+        current.wait_event(decoded.ready)
+        # Else the allocator could hand the memory out on the decoder's stream while the current one still reads it.
+        decoded.images.record_stream(current)
+    return decoded.images
+
+
+class _Engine(NamedTuple):
+    """DALI's operators and threads, and on a GPU the stream that they and torch's copies share."""
+
+    context: Any
+    stream: torch.cuda.Stream | None
+
+
+#: Engines that no one uses now, by process and device; setting up a decoder on a GPU takes longer than a batch.
+_idle: defaultdict[tuple[int, torch.device], list[_Engine]] = defaultdict(list)
+
+
+@contextmanager
+def _borrowed(device: torch.device) -> Iterator[_Engine]:
+    """An engine for one thread at a time; apart from the contexts of the dali backend, which the caller may be in."""
+    idle = _idle[os.getpid(), device]  # threads do not survive a fork
+    try:
+        engine = idle.pop()
+    except IndexError:
+        engine = _build_engine(device)
+    try:
+        yield engine
+    finally:
+        idle.append(engine)
+
+
+def _build_engine(device: torch.device) -> _Engine:
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    gpu = device.index if stream else None
+    context = _dali()[0].EvalContext(num_threads=_share_of_cores(), device_id=gpu, cuda_stream=stream)
+    return _Engine(context, stream)
+
+
+def _share_of_cores() -> int:
+    """This process's share of the cores it may run on; torchrun says how many processes there are."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(share, 1), CHUNK)
+
+
+@contextmanager
+def _threads(n: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are gone at the end, with whatever they have not begun."""
+    pool = ThreadPoolExecutor(n, thread_name_prefix=f"amimv-{name}")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_file(path: str) -> np.ndarray:
+    """The bytes of a file, ``uint8``."""
+    try:
+        return np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
