@@ -1,137 +1,381 @@
-"""Views per second of the pair loader, beside torchvision's PIL transforms in a ``DataLoader``, in one run.
+"""What the pipelines cost: views per second beside what people use today, and where the time goes.
 
-``python tools/profile_throughput.py``: two SimCLR views per image (crop, flip, jitter, grey, blur, normalise) on both
-sides; the whole `PairLoader` is measured: sampling, drawing and rendering. Where operations differ: torchvision
-shuffles the order of the jitter, takes contrast's pivot from each image, and turns hue in HSV.
+Without a flag of its own it prints one table of views per second. ``--stages`` breaks one batch down, ``--train`` one
+training step, ``--scale`` varies batch size, image size, data set size and slots; they can be combined. Everything in
+one table was measured in one process, after warm-up, with the device waited for inside the timing; each pipeline is
+shown at the thread count (and the others also at the batch size) that was fastest for it in a short trial.
 """
 
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from amimv import InputError, run_command
-from amimv.pipelines import HARD, ImageStore, PairLoader, get_recipe, load_store
-from amimv.pipelines.params import blur_window
-from amimv.trainers.data import describe_data
+from amimv import InputError, check_choice, run_command
+from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
+from amimv.pipelines.loader import render_views
+from amimv.tools.measure import Rates, measure, threads, waiter
+from amimv.tools.rivals import RIVALS, Rival
+from amimv.tools.scaling import draw_scaling, measure_memory, measure_scaling
+from amimv.tools.stages import break_down, compare_views, write_trace
+from amimv.tools.training_step import profile_step
+from amimv.trainers.run_folder import describe_environment, write_json
+
+#: The row that the others are compared with: this recipe through the whole loader of this backend.
+REFERENCE = ("two-view", "kornia")
+RIVAL_BATCHES = (64, 256, 1024)
+TRIAL = (2, 0.3)
 
 
 @dataclass(frozen=True)
 class ProfileSettings:
     data: str = "phantom"
-    """phantom, a 2-D MedMNIST name or the path of an .npz"""
-    size: int = 0
-    """of the images, in pixels; 0: 28, or what an .npz has"""
+    """phantom, a 2-D MedMNIST name, the path of an .npz, or folder:PATH"""
     root: str = ""
     """folder of MedMNIST's files"""
-    batch_size: int = 256
-    """images per batch; each gives two views"""
-    workers: int = 2
-    """of torchvision's DataLoader (persistent and warmed)"""
+    sizes: tuple[int, ...] = (28,)
+    """of the images, in pixels"""
+    batch_sizes: tuple[int, ...] = (256,)
+    """images per batch"""
+    recipes: tuple[str, ...] = ("two-view", "amimv")
+    """what a batch of this package is made of"""
+    backends: tuple[str, ...] = BACKENDS
+    """of this package"""
+    rivals: bool = True
+    """measure what people use today, too"""
     repeats: int = 7
-    """timed repeats of each; the median is shown"""
-    seconds: float = 1.5
+    """timed repeats of each row; median and quartiles are shown"""
+    seconds: float = 1.0
     """length of a repeat, at least"""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU if there is one"""
+    compile: bool = False
+    """render and train through torch.compile (CUDA graphs on a GPU); adds rows to the table"""
+    stages: bool = False
+    """where the time of a batch goes"""
+    trace: str = ""
+    """with --stages: file for a Chrome trace of the first recipe"""
+    train: bool = False
+    """where the time of a training step goes"""
+    method: str = "simclr"
+    """with --train"""
+    backbone: str = "small"
+    """with --train"""
+    scale: bool = False
+    """cost against batch size, image size, data set size and slots; memory over 200 epochs"""
+    plot: str = ""
+    """with --scale: file for the plot"""
+    json: str = ""
+    """file for everything measured"""
 
 
-class PilViews(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Two SimCLR views of each image by torchvision's transforms of PIL images."""
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; ``views_per_second`` is None if it was skipped, for the reason in ``note``."""
 
-    def __init__(self, store: ImageStore) -> None:
-        from torchvision import transforms
+    pipeline: str
+    recipe: str
+    size: int
+    batch_size: int = 0
+    threads: int = 0
+    views_per_second: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
 
-        jitter = transforms.ColorJitter(HARD.brightness, HARD.contrast, HARD.saturation, HARD.hue)
-        blur = transforms.GaussianBlur(blur_window(store.size), HARD.blur_sigma)
-        self.images = store.images.cpu().numpy()
-        self.view = transforms.Compose(
-            [
-                transforms.ToPILImage(),
-                transforms.RandomResizedCrop(store.size, HARD.crop, HARD.ratio),
-                transforms.RandomHorizontalFlip(HARD.hflip),
-                transforms.RandomApply([jitter], HARD.jitter_p),
-                transforms.RandomGrayscale(HARD.grey_p),
-                transforms.RandomApply([blur], HARD.blur_p),
-                transforms.ToTensor(),
-                transforms.Normalize(store.mean, store.std),
-            ]
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pipeline of the table and the (batch size, threads) at which it may run."""
+
+    pipeline: str
+    recipe: str
+    choices: list[tuple[int, int]]
+    views: Any
+    note: str = field(default="")
+
+
+def count_pairs(store: ImageStore, recipe: str, backend: str, compiled: bool, batch: int, n: int) -> Iterator[int]:
+    """Distinct views handed out by the whole loader, batch by batch, epoch after epoch, on so many threads."""
+    pairs = PairLoader(store, get_recipe(recipe), batch, backend=backend, compile=compiled)
+    with threads(n):
+        epoch = 0
+        while True:
+            for _ in pairs.epoch(epoch):
+                yield batch * len(pairs.recipe.views)
+            epoch += 1
+
+
+def count_renders(store: ImageStore, recipe: str, backend: str, batch: int, n: int) -> Iterator[int]:
+    """Views rendered of one batch, again and again: without sampling, gathering and drawing."""
+    pairs = PairLoader(store, get_recipe(recipe), batch, backend=backend)
+    params = next(pairs.draw_epoch(0))
+    images = [store.gather(pairs.epoch_indices(0)[view.slot, 0]) for view in pairs.recipe.views]
+    with threads(n):
+        while True:
+            yield sum(map(len, render_views(images, params, backend)))
+
+
+def count_rival(rival: Rival, store: ImageStore, batch: int, n: int) -> Iterator[int]:
+    """Views handed out by one of the others."""
+    try:
+        import_module(rival.module)
+    except ImportError as error:
+        raise InputError(f"{rival.module} cannot be imported ({error})") from error
+    with closing(rival.batches(store, batch, n)) as batches:
+        for views in batches:
+            yield sum(map(len, views))
+
+
+def list_candidates(s: ProfileSettings, store: ImageStore, cores: int) -> list[Candidate]:
+    """What is measured at one image size."""
+    rows = []
+    one_or_all = sorted({1, cores}, reverse=True)
+    for batch in s.batch_sizes:
+        for recipe in s.recipes:
+            choices = [(batch, n) for n in one_or_all]
+            for backend in s.backends:
+                name = f"amimv PairLoader, {backend}"
+                rows.append(Candidate(name, recipe, choices, partial(count_pairs, store, recipe, backend, False)))
+                alone = partial(count_renders, store, recipe, backend)
+                rows.append(Candidate(f"amimv render alone, {backend}", recipe, choices, alone))
+            if s.compile and "kornia" in s.backends:
+                compiled = partial(count_pairs, store, recipe, "kornia", True)
+                rows.append(Candidate("amimv PairLoader, kornia, compiled", recipe, choices[:1], compiled))
+    for rival in RIVALS if s.rivals else ():
+        counts = {"nothing": [0], "workers": [cores], "threads": one_or_all}[rival.threads]
+        choices = [(batch, n) for batch in RIVAL_BATCHES if batch <= len(store) for n in counts]
+        rows.append(Candidate(rival.name, "two-view", choices, partial(count_rival, rival, store), rival.differences))
+    return rows
+
+
+def measure_candidate(s: ProfileSettings, candidate: Candidate, size: int, device: torch.device) -> Row:
+    """Its row, at its fastest choice; skipped with the reason if it cannot run here."""
+    wait = waiter(device)
+
+    def rates(choice: tuple[int, int], repeats: int, seconds: float) -> Rates:
+        with closing(candidate.views(*choice)) as views:
+            return measure(views, repeats, seconds, wait)
+
+    row = partial(Row, candidate.pipeline, candidate.recipe, size)
+    try:
+        choices = candidate.choices
+        best = max(choices, key=lambda choice: rates(choice, *TRIAL).median) if len(choices) > 1 else choices[0]
+        median, low, high = rates(best, s.repeats, s.seconds)
+        return row(best[0], best[1], median, low, high, candidate.note)
+    except InputError as error:
+        return row(note=f"skipped: {error}")
+
+
+def measure_throughput(s: ProfileSettings, size: int, device: torch.device) -> list[Row]:
+    """All rows of one image size, in one process."""
+    store = load_store(s.data, size=size, root=s.root or None, device=device)
+    if max(s.batch_sizes) > len(store):
+        raise InputError(
+            f"batch size is {max(s.batch_sizes)}, but {s.data} has {len(store)} images: give a smaller one"
         )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = self.images[index]
-        return self.view(image), self.view(image)
+    rows = []
+    for candidate in list_candidates(s, store, count_cores()):
+        rows.append(measure_candidate(s, candidate, size, device))
+        print(f"{size} px, {candidate.pipeline}, {candidate.recipe}: {shown(rows[-1])}", file=sys.stderr, flush=True)
+    return rows
 
 
-def endless(loader: PairLoader) -> Iterator[int]:
-    """Views handed out, batch by batch, epoch after epoch."""
-    epoch = 0
-    while True:
-        for pair in loader.epoch(epoch):
-            yield sum(len(view) for side in pair.sides for view in side)
-        epoch += 1
+def shown(row: Row) -> str:
+    return row.note if row.views_per_second is None else f"{row.views_per_second:,.0f} views/s"
 
 
-def endless_pil(store: ImageStore, settings: ProfileSettings) -> Iterator[int]:
-    loader = torch.utils.data.DataLoader(
-        PilViews(store),
-        settings.batch_size,
-        shuffle=True,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-        drop_last=True,
-    )
-    while True:
-        for first, second in loader:
-            yield len(first) + len(second)
+def reference_rate(rows: list[Row]) -> float | None:
+    """Views per second of the first row of the reference."""
+    recipe, backend = REFERENCE
+    rates = [
+        row.views_per_second for row in rows if (row.pipeline, row.recipe) == (f"amimv PairLoader, {backend}", recipe)
+    ]
+    return rates[0] if rates else None
 
 
-def measure(batches: Iterator[int], settings: ProfileSettings, wait: Callable[[], None]) -> list[float]:
-    """Views per second of each repeat, after a warm-up of one repeat."""
-    rates = []
-    for _ in range(settings.repeats + 1):
-        views, started = 0, time.perf_counter()
-        while time.perf_counter() - started < settings.seconds:
-            views += next(batches)
-        wait()
-        rates.append(views / (time.perf_counter() - started))
-    return rates[1:]
-
-
-def profile(settings: ProfileSettings) -> None:
-    """Measure each in turn and print one table."""
-    s = settings
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    store = load_store(s.data, size=s.size or None, root=s.root or None, device=device)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    rows = {f"torchvision PIL, DataLoader, {s.workers} workers": endless_pil(store, s)}
-    for backend in ("kornia", "dali"):
-        loader = PairLoader(store, get_recipe("two-view"), s.batch_size, backend=backend)
-        rows[f"amimv PairLoader, {backend}"] = endless(loader)
-    title = (
-        f"{describe_data(store)}, {store.size} px, batch {s.batch_size}, two views, {device}, {os.cpu_count()} cores"
-    )
-    table = Table("pipeline", "views/s, median", "quartiles", "ratio", title=title, title_justify="left")
-    base = 0.0
-    for name, batches in rows.items():
-        try:
-            rates = measure(batches, s, wait)
-        except InputError as error:
-            table.add_row(name, "skipped", str(error), "")
+def throughput_table(rows: list[Row], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("pipeline", "recipe"):
+        table.add_column(name)
+    for name in ("batch", "threads", "views/s", "quartiles", "amimv is"):
+        table.add_column(name, justify="right", no_wrap=True)
+    reference = reference_rate(rows)
+    for row in rows:
+        if row.views_per_second is None or row.low is None or row.high is None:
+            table.add_row(row.pipeline, row.recipe, "", "", "skipped", "", "")
             continue
-        median = statistics.median(rates)
-        low, _, high = statistics.quantiles(rates, n=4)
-        base = base or median
-        table.add_row(name, f"{median:,.0f}", f"{low:,.0f} to {high:,.0f}", f"{median / base:.1f}x")
-    Console(width=120).print(table)
+        ratio = f"{reference / row.views_per_second:.1f}x" if reference else ""
+        spread = f"{row.low:,.0f} to {row.high:,.0f}"
+        cells = (str(row.batch_size), str(row.threads), f"{row.views_per_second:,.0f}", spread, ratio)
+        table.add_row(row.pipeline, row.recipe, *cells)
+    return table
+
+
+def show_throughput(s: ProfileSettings, console: Console, device: torch.device) -> list[dict[str, Any]]:
+    result = []
+    for size in s.sizes:
+        rows = measure_throughput(s, size, device)
+        console.print(throughput_table(rows, f"{title_of(s, size)}: views per second; the last column is the ratio"))
+        for row in rows:
+            if row.note:
+                console.print(f"  {row.pipeline}: {row.note}")
+        result += [asdict(row) for row in rows]
+    return result
+
+
+def show_stages(s: ProfileSettings, console: Console, device: torch.device) -> list[dict[str, Any]]:
+    result: list[dict[str, Any]] = []
+    seconds = s.repeats * s.seconds
+    for size in s.sizes:
+        store = load_store(s.data, size=size, root=s.root or None, device=device)
+        for recipe in s.recipes:
+            batch = s.batch_sizes[0]
+            rows = break_down(store, get_recipe(recipe), batch, seconds)
+            table = Table("stage", "ms per batch", "share", title=f"{title_of(s, size)}, {recipe}, batch {batch}")
+            for row in rows:
+                table.add_row(row.stage, f"{row.milliseconds:.3f}", f"{100 * row.share:.1f} %")
+            console.print(table)
+            alone = compare_views(store, get_recipe(recipe), batch, seconds)
+            pair = alone.pop("pair")
+            parts = ", ".join(f"{label} {ms:.2f}" for label, ms in alone.items())
+            console.print(
+                f"  a pair {pair:.2f} ms per batch, its views through loaders of their own: {parts}, "
+                f"together {sum(alone.values()):.2f}"
+            )
+            stages = [row._asdict() for row in rows]
+            result.append(
+                {
+                    "size": size,
+                    "recipe": recipe,
+                    "batch_size": batch,
+                    "stages": stages,
+                    "pair_ms": pair,
+                    "views_ms": alone,
+                }
+            )
+        if s.trace:
+            write_trace(store, get_recipe(s.recipes[0]), s.batch_sizes[0], Path(s.trace))
+            console.print(f"  trace: {s.trace} (open at ui.perfetto.dev)")
+    return result
+
+
+def show_training(s: ProfileSettings, console: Console) -> list[dict[str, Any]]:
+    result = []
+    for recipe in s.recipes:
+        argv = [
+            "--data",
+            s.data,
+            "--size",
+            str(s.sizes[0]),
+            "--root",
+            s.root,
+            "--method",
+            s.method,
+            "--recipe",
+            recipe,
+            "--backbone",
+            s.backbone,
+            "--backend",
+            s.backends[0],
+            "--batch-size",
+            str(s.batch_sizes[0]),
+        ]
+        argv += ["--compile"] if s.compile else []
+        step = profile_step(argv, s.repeats * s.seconds)
+        table = Table("part", "ms per step", "share")
+        table.title = f"{title_of(s, s.sizes[0])}, {s.method} on {recipe}, {s.backbone}, batch {s.batch_sizes[0]}"
+        parts = ("data", "forward", "backward", "optimizer", "other")
+        total = sum(step[f"{part}_ms"] for part in parts)
+        for part in parts:
+            spent = step[f"{part}_ms"]
+            table.add_row(part, f"{spent:.2f}", f"{100 * spent / total:.1f} %")
+        console.print(table)
+        console.print(
+            f"  as trained {step['step_ms']:.1f} ms a step, {100 * step['data_wait_share']:.1f} % of it "
+            f"waiting for data; peak memory {step['peak_memory_mib']:,.0f} MiB"
+        )
+        result.append({"recipe": recipe, "method": s.method, "backbone": s.backbone, **step})
+    return result
+
+
+def show_scaling(s: ProfileSettings, console: Console, device: torch.device) -> dict[str, Any]:
+    rows = measure_scaling(s.data, s.root or None, device, s.repeats * s.seconds)
+    table = Table(
+        "varied", "value", "ms per batch", "us per unit", title=f"{title_of(s)}, unit: view (size: 1000 pixels)"
+    )
+    for row in rows:
+        table.add_row(row.axis, f"{row.value:,}", f"{row.milliseconds:.2f}", f"{row.microseconds_per_unit:.2f}")
+    console.print(table)
+    memory = measure_memory(load_store(s.data, root=s.root or None, device=device), s.batch_sizes[0])
+    console.print(
+        "  peak memory after epochs of amimv pairs: "
+        + ", ".join(f"{epochs}: {mib:,.1f} MiB" for epochs, mib in memory.items())
+    )
+    if s.plot:
+        draw_scaling(rows, title_of(s), Path(s.plot))
+    return {"rows": [row._asdict() for row in rows], "peak_memory_mib": memory}
+
+
+def title_of(s: ProfileSettings, size: int = 0) -> str:
+    """The data set (a synthetic one says so), the size and the machine."""
+    name = "phantom (synthetic)" if s.data == "phantom" else s.data
+    machine = torch.cuda.get_device_name() if choose_device(s).type == "cuda" else f"CPU, {count_cores()} cores"
+    return ", ".join([name, *([f"{size} px"] if size else []), machine])
+
+
+def choose_device(s: ProfileSettings) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if s.device == "auto" else s.device)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check(s: ProfileSettings) -> None:
+    """Raise an `InputError` for what cannot be measured."""
+    check_choice("device", s.device, ("auto", "cpu", "cuda"))
+    for name in ("sizes", "batch_sizes", "recipes", "backends"):
+        if not getattr(s, name):
+            raise InputError(f"no {name.replace('_', ' ')} to measure: give at least one")
+    for recipe in s.recipes:
+        get_recipe(recipe)
+    for backend in s.backends:
+        check_choice("backend", backend, BACKENDS)
+    if s.repeats < 1 or s.seconds < 0:
+        raise InputError(f"repeats is {s.repeats} and seconds {s.seconds}: expected at least 1, and at least 0")
+
+
+def profile(settings: ProfileSettings) -> dict[str, Any]:
+    """Measure what was asked for, print the tables and return (and write) everything as one document."""
+    s = settings
+    check(s)
+    device = choose_device(s)
+    console = Console(width=140)
+    document: dict[str, Any] = describe_environment({"settings": asdict(s), "device": str(device)})
+    if not (s.stages or s.train or s.scale):
+        document["throughput"] = show_throughput(s, console, device)
+    if s.stages:
+        document["stages"] = show_stages(s, console, device)
+    if s.train:
+        document["training"] = show_training(s, console)
+    if s.scale:
+        document["scaling"] = show_scaling(s, console, device)
+    if s.json:
+        Path(s.json).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(s.json), document)
+    return document
 
 
 def main() -> None:

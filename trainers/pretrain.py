@@ -182,6 +182,8 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         micro_batches=s.accumulation,
+        # On a CPU compiled views are slower; DALI's operators are compiled already.
+        compile=s.compile and device.type == "cuda" and s.backend == "kornia",
     )
     total_steps = s.steps or s.epochs * loader.steps_per_epoch
     loader.epochs = math.ceil(total_steps / loader.steps_per_epoch)

@@ -12,6 +12,7 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from amimv import InputError
+from amimv.pipelines import kornia_backend
 from amimv.pipelines.kornia_backend import (
     apply_affine,
     apply_blur,
@@ -19,6 +20,7 @@ from amimv.pipelines.kornia_backend import (
     apply_solarise,
     oversampling,
     render_kornia,
+    to_float,
 )
 from amimv.pipelines.params import (
     LUMA,
@@ -29,6 +31,7 @@ from amimv.pipelines.params import (
     blur_window,
     draw_view_params,
 )
+from amimv.pipelines.recipes import HARD
 from amimv.pipelines.rng import Key
 
 KEY = Key(seed=3, stream=1000, epoch=2, step=5)
@@ -516,3 +519,33 @@ def test_a_wrong_policy_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))) as error:
         replace(STRONG, **wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("chunk", [1, 700, 5000])
+@pytest.mark.parametrize("policy", [HARD, HARD.normalised(), replace(HARD, size=8, solarise_p=0.5)])
+def test_parts_of_a_batch_are_rendered_as_the_whole(
+    chunk: int, policy: ViewPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randint(0, 256, (11, 16, 16, 3), dtype=torch.uint8)
+    params = draw_view_params(policy, torch.arange(11), Key(3))
+    monkeypatch.setattr(kornia_backend, "CHUNK", 10**9)
+    whole = render_kornia(images, params)
+    seen = []
+    monkeypatch.setattr(
+        kornia_backend, "to_float", lambda images, contiguous: seen.append(len(images)) or to_float(images, contiguous)
+    )
+    monkeypatch.setattr(kornia_backend, "CHUNK", chunk)
+    torch.testing.assert_close(render_kornia(images, params), whole, atol=1e-6, rtol=0)
+    assert sum(seen) == 11
+    assert max(seen) == {1: 1, 700: 1, 5000: 6}[chunk]
+
+
+def test_parameters_are_split_like_tensors() -> None:
+    params = draw_view_params(replace(HARD, solarise_p=0.5), torch.arange(9), Key(1))
+    parts = params.split([2, 4, 3])
+    assert [len(part.colour) for part in parts if part.colour is not None] == [2, 4, 3]
+    for name in ("affine", "colour", "sigma", "solarise"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(params, name))
+    assert all((part.size, part.mean, part.std) == (params.size, params.mean, params.std) for part in parts)
+    nothing = draw_view_params(HARD.normalised(), torch.arange(9), Key(1))
+    assert nothing.split([2, 7]) == [nothing, nothing]

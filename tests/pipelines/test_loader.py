@@ -1,7 +1,11 @@
 """Pair loader: the same global batches however they are split, resumed, stored or rendered; every bad input."""
 
+import os
+import resource
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from amimv import InputError
 from amimv.pipelines import loader as loader_module
 from amimv.pipelines.loader import PairBatch, PairLoader, render
-from amimv.pipelines.params import ViewParams, ViewPolicy
+from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
 from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
+from amimv.pipelines.rng import Key, Stream
 from amimv.pipelines.samplers import SAMPLERS
 from amimv.pipelines.stores import MULTI_LABEL, ImageStore, channel_statistics
 
@@ -381,3 +386,79 @@ def test_the_same_pairs_on_cuda(sampler: str) -> None:
             assert torch.equal(a.labels.cpu(), b.labels)
             for view, other in zip(flat(a)[:-2], flat(b)[:-2], strict=True):
                 torch.testing.assert_close(view.cpu(), other, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("together", [1, 12, 30, 10**6])
+@pytest.mark.parametrize(("micro", "rank", "world"), [(1, 0, 1), (2, 1, 3)])
+def test_views_are_those_of_one_draw_per_step(
+    together: int, micro: int, rank: int, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many steps are drawn together; by a loop over steps and micro-batches with the public functions."""
+    monkeypatch.setattr(loader_module, "DRAWN_TOGETHER", together)
+    split: dict[str, Any] = {"micro_batches": micro, "rank": rank, "world_size": world}
+    loader = build_loader(name="amimv-views", seed=5, **split)
+    share = 12 // (micro * world)
+    everything = build_loader(name="amimv-views", seed=5).epoch_indices(3)
+    batches = iter(loader.epoch(3, 1))
+    for step in range(1, loader.steps_per_epoch):
+        for m in range(micro):
+            place = (m * world + rank) * share
+            positions = torch.arange(place, place + share)
+            batch = next(batches)
+            assert torch.equal(batch.indices, everything[:, step, place : place + share])
+            for side, views in zip(batch.sides, loader.recipe.sides, strict=True):
+                for got, view in zip(side, views, strict=True):
+                    key = Key(5, Stream.VIEW + 16 * view.slot + view.draw, 3, step)
+                    images = loader.store.gather(batch.indices[view.slot])
+                    assert torch.equal(got, render(images, draw_view_params(view.policy, positions, key)))
+    assert next(batches, None) is None
+
+
+def test_an_abandoned_epoch_closes_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    def stream(store: ImageStore, parts: Tensor) -> Iterator[Tensor]:
+        try:
+            yield from map(store.gather, parts.unbind(0))
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(ImageStore, "stream", stream)
+    epoch = build_loader().epoch(0)
+    next(epoch)
+    assert not closed
+    epoch.close()  # type: ignore[attr-defined]
+    assert closed
+
+
+def test_memory_is_flat_over_two_hundred_epochs() -> None:
+    """After the first twenty, by the most that the process has ever had resident."""
+    loader = build_loader(build_store(counts=(300, 80, 20)), batch_size=128)
+
+    def run_and_weigh(epochs: range) -> int:
+        for epoch in epochs:
+            for _ in loader.epoch(epoch):
+                pass
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    before = run_and_weigh(range(20))
+    grown = run_and_weigh(range(20, 200)) - before
+    batch = 4 * 128 * 3 * SIZE**2 * 4 / 1024  # KiB
+    assert grown < 2 * batch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+def test_a_compiled_loader_gives_the_same_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """To rounding; and a batch that is kept is not written over by the next one."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled = list(build_loader(name="amimv", compile=True).epoch(0))
+    eager = list(build_loader(name="amimv").epoch(0))
+    for a, b in zip(compiled, eager, strict=True):
+        for x, y in zip(flat(a), flat(b), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-4, rtol=0)
+
+
+def test_dali_cannot_be_compiled() -> None:
+    with pytest.raises(InputError, match="the dali backend cannot be compiled"):
+        build_loader(backend="dali", compile=True)
