@@ -8,7 +8,7 @@ shown at the thread count (and the others also at the batch size) that was faste
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,10 +31,13 @@ from amimv.tools.stages import break_down, compare_views, write_trace
 from amimv.tools.training_step import profile_step
 from amimv.trainers.run_folder import describe_environment, write_json
 
-#: The row that the others are compared with: this recipe through the whole loader of this backend.
-REFERENCE = ("two-view", "kornia")
+#: The row that the others are compared with: pipeline and recipe.
+REFERENCE = ("amimv PairLoader, kornia", "two-view")
+#: Batch sizes of which the others' fastest is shown.
 RIVAL_BATCHES = (64, 256, 1024)
+#: Repeats, and seconds of each, by which the fastest choice is found.
 TRIAL = (2, 0.3)
+TEXT_COLUMNS = ("pipeline", "recipe", "stage", "part", "varied")
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,8 @@ def measure_candidate(s: ProfileSettings, candidate: Candidate, size: int, devic
         best = max(choices, key=lambda choice: rates(choice, *TRIAL).median) if len(choices) > 1 else choices[0]
         median, low, high = rates(best, s.repeats, s.seconds)
         return row(best[0], best[1], median, low, high, candidate.note)
-    except InputError as error:
-        return row(note=f"skipped: {error}")
+    except (InputError, RuntimeError) as error:  # what fails in another library takes its own row only
+        return row(note=f"skipped: {str(error).splitlines()[0]}")
 
 
 def measure_throughput(s: ProfileSettings, size: int, device: torch.device) -> list[Row]:
@@ -197,134 +200,119 @@ def shown(row: Row) -> str:
 
 def reference_rate(rows: list[Row]) -> float | None:
     """Views per second of the first row of the reference."""
-    recipe, backend = REFERENCE
-    rates = [
-        row.views_per_second for row in rows if (row.pipeline, row.recipe) == (f"amimv PairLoader, {backend}", recipe)
-    ]
+    rates = [row.views_per_second for row in rows if (row.pipeline, row.recipe) == REFERENCE]
     return rates[0] if rates else None
 
 
-def throughput_table(rows: list[Row], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("pipeline", "recipe"):
-        table.add_column(name)
-    for name in ("batch", "threads", "views/s", "quartiles", "amimv is"):
-        table.add_column(name, justify="right", no_wrap=True)
-    reference = reference_rate(rows)
+def print_table(console: Console, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A title and a table; numbers stand to the right."""
+    table = Table()
+    for name in header:
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", no_wrap=True)
     for row in rows:
-        if row.views_per_second is None or row.low is None or row.high is None:
-            table.add_row(row.pipeline, row.recipe, "", "", "skipped", "", "")
-            continue
-        ratio = f"{reference / row.views_per_second:.1f}x" if reference else ""
-        spread = f"{row.low:,.0f} to {row.high:,.0f}"
-        cells = (str(row.batch_size), str(row.threads), f"{row.views_per_second:,.0f}", spread, ratio)
-        table.add_row(row.pipeline, row.recipe, *cells)
-    return table
+        table.add_row(*row)
+    console.print(title, soft_wrap=True)
+    console.print(table)
+
+
+def cells_of(row: Row, reference: float | None) -> tuple[str, ...]:
+    """A line of the throughput table."""
+    if row.views_per_second is None or row.low is None or row.high is None:
+        return (row.pipeline, row.recipe, "", "", "skipped", "", "")
+    ratio = f"{reference / row.views_per_second:.1f}x" if reference else ""
+    spread = f"{row.low:,.0f} to {row.high:,.0f}"
+    rate = f"{row.views_per_second:,.0f}"
+    return (row.pipeline, row.recipe, str(row.batch_size), str(row.threads), rate, spread, ratio)
 
 
 def show_throughput(s: ProfileSettings, console: Console, device: torch.device) -> list[dict[str, Any]]:
     result = []
+    header = ("pipeline", "recipe", "batch", "threads", "views/s", "quartiles", "amimv is")
     for size in s.sizes:
         rows = measure_throughput(s, size, device)
-        console.print(throughput_table(rows, f"{title_of(s, size)}: views per second; the last column is the ratio"))
-        for row in rows:
-            if row.note:
-                console.print(f"  {row.pipeline}: {row.note}")
+        reference = reference_rate(rows)
+        print_table(console, title_of(s, size), header, [cells_of(row, reference) for row in rows])
+        for note in dict.fromkeys(row.note for row in rows if row.note):
+            names = ", ".join(dict.fromkeys(row.pipeline for row in rows if row.note == note))
+            console.print(f"{names}: {note}", soft_wrap=True)
         result += [asdict(row) for row in rows]
     return result
 
 
 def show_stages(s: ProfileSettings, console: Console, device: torch.device) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
-    seconds = s.repeats * s.seconds
+    seconds, batch = s.repeats * s.seconds, s.batch_sizes[0]
     for size in s.sizes:
         store = load_store(s.data, size=size, root=s.root or None, device=device)
-        for recipe in s.recipes:
-            batch = s.batch_sizes[0]
-            rows = break_down(store, get_recipe(recipe), batch, seconds)
-            table = Table("stage", "ms per batch", "share", title=f"{title_of(s, size)}, {recipe}, batch {batch}")
-            for row in rows:
-                table.add_row(row.stage, f"{row.milliseconds:.3f}", f"{100 * row.share:.1f} %")
-            console.print(table)
-            alone = compare_views(store, get_recipe(recipe), batch, seconds)
-            pair = alone.pop("pair")
-            parts = ", ".join(f"{label} {ms:.2f}" for label, ms in alone.items())
-            console.print(
-                f"  a pair {pair:.2f} ms per batch, its views through loaders of their own: {parts}, "
-                f"together {sum(alone.values()):.2f}"
+        for name in s.recipes:
+            recipe = get_recipe(name)
+            stages = break_down(store, recipe, batch, seconds)
+            rows = [(row.stage, f"{row.milliseconds:.3f}", f"{100 * row.share:.1f} %") for row in stages]
+            title = f"{title_of(s, size)}, {name}, batch {batch}, kornia"
+            print_table(console, title, ("stage", "ms per batch", "share"), rows)
+            views = compare_views(store, recipe, batch, seconds)
+            pair = views.pop("pair")
+            parts = " + ".join(f"{label} {ms:.2f}" for label, ms in views.items())
+            line = (
+                f"a whole batch {pair:.2f} ms; its views by loaders of their own {parts} = {sum(views.values()):.2f}"
             )
-            stages = [row._asdict() for row in rows]
-            result.append(
-                {
-                    "size": size,
-                    "recipe": recipe,
-                    "batch_size": batch,
-                    "stages": stages,
-                    "pair_ms": pair,
-                    "views_ms": alone,
-                }
-            )
-        if s.trace:
-            write_trace(store, get_recipe(s.recipes[0]), s.batch_sizes[0], Path(s.trace))
-            console.print(f"  trace: {s.trace} (open at ui.perfetto.dev)")
+            console.print(line, soft_wrap=True)
+            found = {"size": size, "recipe": name, "batch_size": batch, "pair_ms": pair, "views_ms": views}
+            result.append({**found, "stages": [row._asdict() for row in stages]})
+    if s.trace:
+        write_trace(store, get_recipe(s.recipes[0]), batch, Path(s.trace))
+        console.print(f"trace: {s.trace} (open it at ui.perfetto.dev)")
     return result
+
+
+def training_flags(s: ProfileSettings, recipe: str) -> list[str]:
+    """What is asked of the trainer."""
+    values = {
+        "data": s.data,
+        "size": s.sizes[0],
+        "root": s.root,
+        "method": s.method,
+        "recipe": recipe,
+        "backbone": s.backbone,
+        "backend": s.backends[0],
+        "batch-size": s.batch_sizes[0],
+    }
+    flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    return [*flags, "--compile"] if s.compile else flags
 
 
 def show_training(s: ProfileSettings, console: Console) -> list[dict[str, Any]]:
     result = []
+    parts = ("data", "forward", "backward", "optimizer", "other")
     for recipe in s.recipes:
-        argv = [
-            "--data",
-            s.data,
-            "--size",
-            str(s.sizes[0]),
-            "--root",
-            s.root,
-            "--method",
-            s.method,
-            "--recipe",
-            recipe,
-            "--backbone",
-            s.backbone,
-            "--backend",
-            s.backends[0],
-            "--batch-size",
-            str(s.batch_sizes[0]),
-        ]
-        argv += ["--compile"] if s.compile else []
-        step = profile_step(argv, s.repeats * s.seconds)
-        table = Table("part", "ms per step", "share")
-        table.title = f"{title_of(s, s.sizes[0])}, {s.method} on {recipe}, {s.backbone}, batch {s.batch_sizes[0]}"
-        parts = ("data", "forward", "backward", "optimizer", "other")
-        total = sum(step[f"{part}_ms"] for part in parts)
-        for part in parts:
-            spent = step[f"{part}_ms"]
-            table.add_row(part, f"{spent:.2f}", f"{100 * spent / total:.1f} %")
-        console.print(table)
+        step = profile_step(training_flags(s, recipe), s.repeats * s.seconds)
+        spent = {part: step[f"{part}_ms"] for part in parts}
+        total = sum(spent.values())
+        rows = [(part, f"{ms:.2f}", f"{100 * ms / total:.1f} %") for part, ms in spent.items()]
+        title = f"{title_of(s, s.sizes[0])}, {s.method} on {recipe}, {s.backbone}, batch {s.batch_sizes[0]}"
+        print_table(console, title, ("part", "ms per step", "share"), rows)
         console.print(
-            f"  as trained {step['step_ms']:.1f} ms a step, {100 * step['data_wait_share']:.1f} % of it "
-            f"waiting for data; peak memory {step['peak_memory_mib']:,.0f} MiB"
+            f"as trained {step['step_ms']:.1f} ms a step, {100 * step['data_wait_share']:.1f} % of it waiting for "
+            f"data; peak memory {step['peak_memory_mib']:,.0f} MiB",
+            soft_wrap=True,
         )
         result.append({"recipe": recipe, "method": s.method, "backbone": s.backbone, **step})
     return result
 
 
 def show_scaling(s: ProfileSettings, console: Console, device: torch.device) -> dict[str, Any]:
-    rows = measure_scaling(s.data, s.root or None, device, s.repeats * s.seconds)
-    table = Table(
-        "varied", "value", "ms per batch", "us per unit", title=f"{title_of(s)}, unit: view (size: 1000 pixels)"
-    )
-    for row in rows:
-        table.add_row(row.axis, f"{row.value:,}", f"{row.milliseconds:.2f}", f"{row.microseconds_per_unit:.2f}")
-    console.print(table)
+    scaling = measure_scaling(s.data, s.root or None, device, s.repeats * s.seconds)
+    rows = [
+        (row.axis, f"{row.value:,}", f"{row.milliseconds:.2f}", f"{row.microseconds_per_unit:.2f}") for row in scaling
+    ]
+    title = f"{title_of(s)}, kornia; the unit is a view, for image sizes 1000 pixels of views"
+    print_table(console, title, ("varied", "value", "ms per batch", "us per unit"), rows)
     memory = measure_memory(load_store(s.data, root=s.root or None, device=device), s.batch_sizes[0])
-    console.print(
-        "  peak memory after epochs of amimv pairs: "
-        + ", ".join(f"{epochs}: {mib:,.1f} MiB" for epochs, mib in memory.items())
-    )
+    peaks = ", ".join(f"{mib:,.1f} MiB after {epochs} epochs" for epochs, mib in memory.items())
+    console.print(f"peak memory with amimv pairs: {peaks}", soft_wrap=True)
     if s.plot:
-        draw_scaling(rows, title_of(s), Path(s.plot))
-    return {"rows": [row._asdict() for row in rows], "peak_memory_mib": memory}
+        draw_scaling(scaling, title_of(s), Path(s.plot))
+    return {"rows": [row._asdict() for row in scaling], "peak_memory_mib": memory}
 
 
 def title_of(s: ProfileSettings, size: int = 0) -> str:
@@ -362,7 +350,7 @@ def profile(settings: ProfileSettings) -> dict[str, Any]:
     s = settings
     check(s)
     device = choose_device(s)
-    console = Console(width=140)
+    console = Console(width=150)
     document: dict[str, Any] = describe_environment({"settings": asdict(s), "device": str(device)})
     if not (s.stages or s.train or s.scale):
         document["throughput"] = show_throughput(s, console, device)

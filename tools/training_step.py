@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from amimv.pipelines import PairBatch
 from amimv.tools.measure import Stopwatch, peak_memory, waiter
 from amimv.trainers.pretrain import Training, build_training, make_accelerator, train_step
@@ -54,6 +56,8 @@ def profile_step(argv: list[str], seconds: float) -> dict[str, float]:
     batches = endless_pairs(run)
     for _ in range(WARM_UP_STEPS):
         train_step(run, batches, epoch=0)
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.accelerator.device)
     steps, per_step = run_steps(run, batches, seconds)
     result = {
         "step_ms": 1000 * per_step,

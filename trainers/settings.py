@@ -161,7 +161,7 @@ class PretrainSettings:
     mixed_precision: str = "no"
     """no, bf16 or fp16"""
     compile: bool = False
-    """torch.compile the networks"""
+    """torch.compile the networks, and on a GPU the views, too"""
     sync_bn: bool = False
     """BatchNorm statistics over all processes (CUDA)"""
     seed: int = 0

@@ -259,11 +259,15 @@ def test_jitter_parts_compose_in_the_stated_order() -> None:
 
 @pytest.mark.parametrize("size", [8, 28, 64, 224])
 @pytest.mark.parametrize("separable", [False, True])
-def test_blur_is_kornias_with_a_sigma_per_sample(size: int, separable: bool) -> None:
-    images = random_floats(3, size)
-    sigma = torch.tensor([0.1, 0.7, 2.0])
+@pytest.mark.parametrize("host", [False, True])
+def test_blur_is_kornias_with_a_sigma_per_sample(
+    size: int, separable: bool, host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kornia_backend, "on_host", lambda images: host)
+    images = random_floats(4, size)
+    sigma = torch.tensor([0.1, NO_BLUR, 0.7, 2.0])
     window = blur_window(size)
-    expected = gaussian_blur2d(images, (window, window), sigma[:, None].expand(3, 2), "reflect", separable)
+    expected = gaussian_blur2d(images, (window, window), sigma[:, None].expand(4, 2), "reflect", separable)
     torch.testing.assert_close(apply_blur(images, sigma), expected, atol=1e-5, rtol=0)
 
 
@@ -272,7 +276,9 @@ def test_blur_windows_are_odd_and_near_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("size", [28, 96])
-def test_no_blur_is_the_identity(size: int) -> None:
+@pytest.mark.parametrize("host", [False, True])
+def test_no_blur_is_the_identity(size: int, host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kornia_backend, "on_host", lambda images: host)
     images = random_floats(2, size)
     torch.testing.assert_close(apply_blur(images, torch.full((2,), NO_BLUR)), images, atol=1e-6, rtol=0)
 

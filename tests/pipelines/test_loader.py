@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amimv import InputError
+from amimv.pipelines import kornia_backend
 from amimv.pipelines import loader as loader_module
 from amimv.pipelines.loader import PairBatch, PairLoader, render
 from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
@@ -305,6 +306,7 @@ def refuse(name: str) -> Callable[..., None]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kornia_backend, "on_host", lambda images: False)  # as on a GPU
     loader = build_loader(name=name, sampler="class-balanced", partner="effective-number", micro_batches=2)
     running: Iterator[PairBatch] = loader.epoch(0)
     next(running)
@@ -462,3 +464,16 @@ def test_a_compiled_loader_gives_the_same_batches(monkeypatch: pytest.MonkeyPatc
 def test_dali_cannot_be_compiled() -> None:
     with pytest.raises(InputError, match="the dali backend cannot be compiled"):
         build_loader(backend="dali", compile=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_compiled_loader_on_cuda() -> None:
+    """CUDA graphs: the same views as without, and a batch that is kept is not written over by the next one."""
+    store = build_store()
+    moved = replace(store, images=store.images.cuda(), labels=store.labels.cuda(), device=torch.device("cuda", 0))
+    compiled = list(build_loader(moved, name="amimv", compile=True).epoch(0))
+    eager = list(build_loader(moved, name="amimv").epoch(0))
+    for a, b in zip(compiled, eager, strict=True):
+        for x, y in zip(flat(a), flat(b), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-3, rtol=0)

@@ -6,107 +6,42 @@
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from amimv import InputError
 from amimv.pipelines.dali_backend import render_dali
 from amimv.pipelines.kornia_backend import render_kornia
-from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
-from amimv.pipelines.rng import Key
-
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-SIZES = [(28, 28), (64, 64), (224, 224), (224, 96), (64, 28)]
-TOLERANCE = 1e-3
-NEAR_THRESHOLD = 1e-4
-
-ALL: dict[str, Any] = {
-    "crop": (0.2, 1.0),
-    "ratio": (3 / 4, 4 / 3),
-    "hflip": 0.5,
-    "vflip": 0.5,
-    "rotation": 180.0,
-    "brightness": 0.4,
-    "contrast": 0.4,
-    "saturation": 0.4,
-    "hue": 0.5,
-    "jitter_p": 0.8,
-    "grey_p": 0.2,
-    "blur_p": 0.5,
-    "solarise_p": 0.5,
-}
-OPERATIONS: dict[str, dict[str, Any]] = {
-    "normalise": {},
-    "crop": {"crop": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)},
-    "hflip": {"hflip": 1.0},
-    "vflip": {"vflip": 1.0},
-    "rotation": {"rotation": 180.0},
-    "brightness": {"brightness": 0.8, "jitter_p": 1.0},
-    "contrast": {"contrast": 0.8, "jitter_p": 1.0},
-    "saturation": {"saturation": 0.8, "jitter_p": 1.0},
-    "hue": {"hue": 0.5, "jitter_p": 1.0},
-    "grey": {"grey_p": 1.0},
-    "blur": {"blur_p": 1.0},
-    "sometimes blur": {"blur_p": 0.5},
-    "solarise": {"solarise_p": 1.0},
-    "all": ALL,
-}
-COLOUR_ONLY = {"saturation", "hue", "grey"}
+from amimv.pipelines.params import ViewParams
+from amimv.tools.parity import (
+    MEAN,
+    OPERATIONS,
+    SIZES,
+    STD,
+    TOLERANCE,
+    Difference,
+    applies,
+    build_case,
+    compare,
+    render_on,
+    worst_differences,
+)
 
 
 def needs_dali() -> None:
     pytest.importorskip("nvidia.dali.experimental.dynamic", reason="nvidia.dali is not installed")
 
 
-def build_case(operation: str, channels: int, source: int, size: int) -> tuple[Tensor, ViewParams]:
-    """Noise, which is the hardest to resample alike, and the parameters of one operation."""
-    generator = torch.Generator().manual_seed(source + channels)
-    batch = 16 if source < 224 else 4
-    images = torch.randint(0, 256, (batch, source, source, channels), dtype=torch.uint8, generator=generator)
-    settings = {"size": size, "mean": MEAN[:channels], "std": STD[:channels], **OPERATIONS[operation]}
-    policy = ViewPolicy(**settings)
-    return images, draw_view_params(policy, torch.arange(batch), Key(seed=1, stream=1000))
-
-
-def difference(operation: str, channels: int, source: int, size: int, device: str = "cpu") -> tuple[float, float]:
-    """The largest absolute difference over whole images: of pixels in [0, 1], and of normalised values."""
+def difference(operation: str, channels: int, source: int, size: int, device: str = "cpu") -> Difference:
+    """Between the backends on one device, over whole images."""
     images, params = build_case(operation, channels, source, size)
-    images, on_device = images.to(device), params.to(device)
-    kornia, dali = render_kornia(images, on_device), render_dali(images, params)
-    assert dali.device == images.device
+    kornia, dali = (render_on(backend, device, images, params) for backend in ("kornia", "dali"))
+    assert dali.device == kornia.device == images.to(device).device
     assert dali.shape == kornia.shape == (len(images), channels, size, size)
     assert dali.dtype == kornia.dtype == torch.float32
     assert dali.is_contiguous()
-    normalised = (kornia - dali).abs()
-    mean, std = (torch.tensor(v[:channels], device=device)[:, None, None] for v in (MEAN, STD))
-    if on_device.solarise is not None:
-        # A value within rounding of its threshold may fall on either side of it.
-        before = render_kornia(images, replace(on_device, solarise=None)) * std + mean
-        near = (before - on_device.solarise[:, None, None, None]).abs() < NEAR_THRESHOLD
-        assert near.float().mean() < 0.01
-        normalised = normalised.masked_fill(near, 0)
-    return (normalised * std).max().item(), normalised.max().item()
-
-
-def applies(operation: str, channels: int) -> bool:
-    return channels == 3 or operation not in COLOUR_ONLY
-
-
-def worst_differences(device: str = "cpu") -> dict[str, tuple[float, float]]:
-    """For every operation the largest difference over all sizes and channels, in [0, 1] and normalised."""
-    table = {}
-    for operation in OPERATIONS:
-        rows = [
-            difference(operation, channels, *sizes, device)
-            for channels in (1, 3)
-            for sizes in SIZES
-            if applies(operation, channels)
-        ]
-        table[operation] = (max(pixel for pixel, _ in rows), max(value for _, value in rows))
-    return table
+    return compare(kornia, dali, images, params)
 
 
 CASES = [(operation, c) for operation in OPERATIONS for c in (1, 3) if applies(operation, c)]
@@ -121,7 +56,6 @@ def test_the_backends_agree(operation: str, channels: int, source: int, size: in
     assert normalised < TOLERANCE
 
 
-@pytest.mark.gpu
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("source", "size"), SIZES)
@@ -202,5 +136,6 @@ def test_dali_is_imported_only_when_it_renders() -> None:
 
 if __name__ == "__main__":
     print("| operation | pixels in [0, 1] | normalised |\n|---|---|---|")
-    for name, (in_pixels, in_normalised) in worst_differences(*sys.argv[1:]).items():
-        print(f"| {name} | {in_pixels:.1e} | {in_normalised:.1e} |")
+    where = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    for name, row in worst_differences(("dali", where), ("kornia", where)).items():
+        print(f"| {name} | {row['pixels']:.1e} | {row['normalised']:.1e} |")
