@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError, check_choice
+from amimv.pipelines.heap import keep_freed_memory
 from amimv.pipelines.params import ViewParams, draw_view_params
 from amimv.pipelines.recipes import Recipe
 from amimv.pipelines.rng import Key, Stream
@@ -90,7 +91,8 @@ class PairLoader:
     """Batches of pairs of a store, by a recipe.
 
     Everything random is a function of (seed, epoch, step, place in the global batch): any number of processes sees
-    the same global batches, and a resumed loader goes on with the batches that it would have given.
+    the same global batches, and a resumed loader goes on with the batches that it would have given. On a CPU the first
+    loader lets the process keep freed memory (`keep_freed_memory`).
 
     Args:
         store: the images; `ImageStore.device` is where batches are made.
@@ -150,6 +152,8 @@ class PairLoader:
                     f"view {view.label} of {view.policy.size} pixels is larger than the images of {store.size}: "
                     "give a smaller view size, or load the data at a larger size"
                 )
+        if store.device.type == "cpu":
+            keep_freed_memory()
         self.store = store
         self.recipe = recipe.with_statistics(store.mean, store.std)
         self.batch_size = batch_size

@@ -9,6 +9,7 @@ library is imported when its views are asked for.
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -169,16 +170,15 @@ def lightly_views(
     return loaded(TwoViews(images, Image.fromarray, view), store, batch_size, threads)
 
 
-def kornia_operations(store: ImageStore, policy: ViewPolicy) -> Any:
-    """Kornia's own augmentations of a whole batch of floats in [0, 1], a draw per image."""
+def kornia_operations(store: ImageStore, policy: ViewPolicy, crops: str) -> Any:
+    """Kornia's own augmentations of a whole batch of floats in [0, 1], a draw per image; crops by this mode."""
     import kornia.augmentation as augmentation
 
     p, coloured = policy, store.channels == 3
     size, window = (store.size,) * 2, (blur_window(store.size),) * 2
     mean, std = (torch.tensor(values, device=store.device) for values in (store.mean, store.std))
     return augmentation.AugmentationSequential(
-        # The other way to crop, slicing, goes image by image.
-        augmentation.RandomResizedCrop(size, p.crop, p.ratio, cropping_mode="resample"),
+        augmentation.RandomResizedCrop(size, p.crop, p.ratio, cropping_mode=crops),
         augmentation.RandomHorizontalFlip(p=p.hflip),
         augmentation.ColorJitter(p.brightness, p.contrast, p.saturation * coloured, p.hue * coloured, p=p.jitter_p),
         *([augmentation.RandomGrayscale(p=p.grey_p)] if coloured else []),
@@ -189,11 +189,14 @@ def kornia_operations(store: ImageStore, policy: ViewPolicy) -> Any:
 
 
 def kornia_views(
-    store: ImageStore, batch_size: int, threads: int, policy: ViewPolicy = HARD
+    store: ImageStore, batch_size: int, threads: int, policy: ViewPolicy = HARD, crops: str = "resample"
 ) -> Generator[Views, None, None]:
-    """Kornia's ``AugmentationSequential``, a call per view: twice the batch in one call is slower on a CPU."""
+    """Kornia's ``AugmentationSequential``, a call per view: twice the batch in one call is slower on a CPU.
+
+    Its default way to crop, "slice", goes image by image; "resample" is faster.
+    """
     checked_images(store, batch_size)
-    augment = kornia_operations(store, policy)
+    augment = kornia_operations(store, policy, crops)
 
     def views() -> Generator[Views, None, None]:
         before = torch.get_num_threads()
@@ -370,7 +373,14 @@ RIVALS: tuple[Rival, ...] = (
         lightly_views,
     ),
     Rival(
-        "Kornia AugmentationSequential",
+        "Kornia AugmentationSequential, as it comes",
+        "kornia",
+        f"{_TORCHVISION}; crops of whole pixels, image by image",
+        "threads",
+        partial(kornia_views, crops="slice"),
+    ),
+    Rival(
+        "Kornia AugmentationSequential, crops resampled",
         "kornia",
         f"{_TORCHVISION}; crops from pixel centre to pixel centre",
         "threads",

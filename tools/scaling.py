@@ -14,6 +14,7 @@ SIZES = (28, 48, 64, 96, 128)
 IMAGES = (3_000, 10_000, 30_000, 100_000)
 PARTNERS = (1, 2, 3, 4)
 BATCH = 256
+EPOCH = 30_000
 MEMORY_EPOCHS = (20, 200)
 
 
@@ -44,22 +45,23 @@ def repeated(store: ImageStore, images: int) -> ImageStore:
 def measure_scaling(data: str, root: str | None, device: torch.device | str, seconds: float) -> list[ScaleRow]:
     """Vary one thing at a time from batches of 256 `two-view` pairs; other sizes than the data's are of `phantom`.
 
+    The data set is repeated to 30,000 images, so that what an epoch costs is spread over as many batches as usual.
     Slots are varied with the recipe `mimv`: each partner adds a normalised and an augmented view.
     """
-    store = load_store(data, root=root, device=device)
+    loaded = load_store(data, root=root, device=device)
+    store = repeated(loaded, EPOCH)
     rows = []
 
     def add(axis: str, value: int, per_batch: float, units: float) -> None:
         rows.append(ScaleRow(axis, value, 1e3 * per_batch, 1e6 * per_batch / units))
 
     for batch in BATCH_SIZES:
-        if batch <= len(store):
-            add("batch size", batch, measure_batch(store, "two-view", batch, seconds), 2 * batch)
+        add("batch size", batch, measure_batch(store, "two-view", batch, seconds), 2 * batch)
     for size in SIZES:
-        sized = load_store("phantom", size=size, device=device)
+        sized = repeated(load_store("phantom", size=size, device=device), EPOCH // 4)
         add("image size", size, measure_batch(sized, "two-view", BATCH, seconds), 2 * BATCH * size**2 / 1000)
     for images in IMAGES:
-        add("images", images, measure_batch(repeated(store, images), "two-view", BATCH, seconds), 2 * BATCH)
+        add("images", images, measure_batch(repeated(loaded, images), "two-view", BATCH, seconds), 2 * BATCH)
     for partners in PARTNERS:
         per_batch = measure_batch(store, "mimv", BATCH, seconds, partners)
         add("slots", 1 + partners, per_batch, BATCH * 2 * (1 + partners))

@@ -26,7 +26,7 @@ def store() -> ImageStore:
 @pytest.fixture
 def two_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that runs, and one whose library is not there."""
-    kept = next(rival for rival in RIVALS if rival.module == "kornia")
+    kept = next(rival for rival in RIVALS if rival.name.endswith("resampled"))
     monkeypatch.setattr(tool, "RIVALS", (kept, replace(kept, name="nobody's", module="no_such_library")))
     monkeypatch.setattr(tool, "RIVAL_BATCHES", (16,))
     monkeypatch.setattr(tool, "TRIAL", (1, 0.01))
@@ -65,7 +65,7 @@ def test_views_are_counted(store: ImageStore) -> None:
     pairs.close()
     assert torch.get_num_threads() == before
     assert next(tool.count_renders(store, "two-view", "kornia", 40, 1)) == 80
-    kornia = next(rival for rival in RIVALS if rival.module == "kornia")
+    kornia = next(rival for rival in RIVALS if rival.name.endswith("resampled"))
     with_rival = tool.count_rival(kornia, store, 40, 1)
     assert next(with_rival) == 80
     with_rival.close()
@@ -139,6 +139,7 @@ def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(scaling, "IMAGES", (300, 4000))
     monkeypatch.setattr(scaling, "PARTNERS", (1, 2))
     monkeypatch.setattr(scaling, "BATCH", 64)
+    monkeypatch.setattr(scaling, "EPOCH", 512)
     monkeypatch.setattr(scaling, "MEMORY_EPOCHS", (1, 2))
     plot = tmp_path / "plot.png"
     document = profile(replace(QUICK, scale=True, plot=str(plot), seconds=0.0))
