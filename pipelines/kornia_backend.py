@@ -79,7 +79,8 @@ def apply_blur(images: Tensor, sigma: Tensor) -> Tensor:
     kernel = kernel / kernel.sum(1, keepdim=True)
     if on_host(images):
         drawn = (sigma > NO_BLUR).nonzero().squeeze(1)
-        return images.index_copy_(0, drawn, _convolve_shifted(images[drawn], kernel[drawn]))
+        blurred = _convolve_shifted(images.index_select(0, drawn), kernel.index_select(0, drawn))
+        return images.index_copy_(0, drawn, blurred)
     if window <= DENSE_WINDOW:
         return filter2d(images, kernel[:, :, None] * kernel[:, None, :], "reflect")
     return filter2d_separable(images, kernel, kernel, "reflect")
@@ -90,12 +91,12 @@ def _convolve_shifted(images: Tensor, kernel: Tensor) -> Tensor:
     as a convolution, whose threads wait for each other while they change the layout."""
     window, size = kernel.shape[1], images.shape[-1]
     weights = kernel[:, :, None, None, None].unbind(1)
+    images = F.pad(images, (window // 2,) * 4, "reflect")
     for axis in (2, 3):
-        border = (0, 0, window // 2, window // 2) if axis == 2 else (window // 2, window // 2, 0, 0)
-        padded = F.pad(images, border, "reflect")
-        images = padded.narrow(axis, 0, size) * weights[0]
+        blurred = images.narrow(axis, 0, size) * weights[0]
         for shift in range(1, window):
-            images.addcmul_(padded.narrow(axis, shift, size), weights[shift])
+            blurred.addcmul_(images.narrow(axis, shift, size), weights[shift])
+        images = blurred
     return images
 
 

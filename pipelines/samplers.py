@@ -120,6 +120,8 @@ def draw_anchors(groups: Groups, weights: list[float], steps: int, batch_size: i
     device = groups.members.device
     key = Key(seed, Stream.ANCHOR, epoch)
     draws = torch.arange(steps * batch_size, device=device)
+    if len(groups.sizes) == 1:  # the same as below, without drawing and sorting
+        return _shuffle(groups, key)[draws % groups.counts].view(steps, batch_size)
     drawn = torch.searchsorted(
         _cumulative(weights, device), uniforms64(key._replace(step=1), draws, 1)[:, 0], right=True
     )

@@ -334,8 +334,9 @@ def count_cores() -> int:
 def check(s: ProfileSettings) -> None:
     """Raise an `InputError` for what cannot be measured."""
     check_choice("device", s.device, ("auto", "cpu", "cuda"))
+    others_only = s.rivals and not s.train
     for name in ("sizes", "batch_sizes", "recipes", "backends"):
-        if not getattr(s, name):
+        if not getattr(s, name) and not (name == "backends" and others_only):
             raise InputError(f"no {name.replace('_', ' ')} to measure: give at least one")
     for recipe in s.recipes:
         get_recipe(recipe)

@@ -202,6 +202,7 @@ def test_the_stopwatch_charges_the_inner_stage() -> None:
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"repeats": 0}, "repeats is 0"),
         ({"sizes": ()}, "no sizes"),
+        ({"backends": ()}, "no backends"),
     ],
 )
 def test_bad_input_is_one_line(changed: dict, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
