@@ -232,9 +232,8 @@ class PairLoader:
         micro = self.batch_size // (self.world_size * self.micro_batches)
         # (slots, steps, micro-batches, this rank's share): the ranks' shares of a micro-batch lie side by side.
         indices = self.epoch_indices(epoch).unflatten(2, (self.micro_batches, self.world_size, micro))
-        wanted = (
-            indices[:, start_step:, :, self.rank].flatten(1, 2).transpose(0, 1).contiguous()
-        )  # (batches, slots, B)
+        shares = indices[:, start_step:, :, self.rank].flatten(1, 2)
+        wanted = shares.transpose(0, 1).contiguous()  # (batches, slots, B)
         batches = zip(wanted, self.store.stream(wanted), self.draw_epoch(epoch, start_step), strict=True)
         for i, (asked, images, params) in enumerate(batches, 1):
             rendered = self._render_views([images[view.slot] for view in self.recipe.views], params)

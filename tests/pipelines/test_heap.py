@@ -36,7 +36,7 @@ def count_faults(**variables: str) -> tuple[str, float]:
 def test_freed_memory_is_kept() -> None:
     kept, faults = count_faults()
     assert kept == "True"
-    assert faults < 100  # of 11,700 pages
+    assert faults < 1000  # of 11,700 pages
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
