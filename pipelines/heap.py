@@ -17,9 +17,9 @@ def keep_freed_memory() -> bool:
     glibc gives the top of its heap back to the system, and the system maps every page of the next batch's buffers anew
     and fills it with zeros: a good tenth of the time of 64-pixel views here. Memory that was used once stays with the
     process. Nothing is changed where the C library is another, or where the user has set one of its variables
-    ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_``.
+    ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_`` or malloc's ``GLIBC_TUNABLES``.
     """
-    if any(name in os.environ for name in _USERS_OWN):
+    if any(name in os.environ for name in _USERS_OWN) or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -157,6 +157,7 @@ def render_kornia(images: Tensor, params: ViewParams, dtype: torch.dtype = torch
     if on_host(images):
         parts = max(1, min(batch, math.ceil(batch * channels * max(height, size) ** 2 / CHUNK)))
     sizes = [batch * (i + 1) // parts - batch * i // parts for i in range(parts)]
-    for into, some, drawn in zip(out.split(sizes), images.split(sizes), params.split(sizes), strict=True):
-        render_into(into, some, drawn)
+    with torch.autocast(images.device.type, enabled=False):  # the caller's would make the colours bfloat16
+        for into, some, drawn in zip(out.split(sizes), images.split(sizes), params.split(sizes), strict=True):
+            render_into(into, some, drawn)
     return out

@@ -225,7 +225,8 @@ def _colour(policy: ViewPolicy, u: tuple[Tensor, ...]) -> Tensor:
     unit = torch.ones_like(brightness)
     # Y stays, (I, Q) is turned and scaled: RGB -> YIQ -> RGB is a sum of three fixed matrices.
     weights = torch.stack([unit, chroma.real, chroma.imag], dim=1)
-    matrix = torch.einsum("bk,kij->bij", weights, basis) * (brightness * contrast)[:, None, None]
+    with torch.autocast(basis.device.type, enabled=False):  # the caller's would round the matrix to bfloat16
+        matrix = torch.einsum("bk,kij->bij", weights, basis) * (brightness * contrast)[:, None, None]
     offset = ((1 - contrast) * brightness * pivot)[:, None, None].expand(-1, 3, 1)
     return torch.cat([matrix, offset], dim=2)
 

@@ -301,18 +301,18 @@ def show_training(s: ProfileSettings, console: Console) -> list[dict[str, Any]]:
 
 
 def show_scaling(s: ProfileSettings, console: Console, device: torch.device) -> dict[str, Any]:
+    memory = measure_memory(load_store(s.data, root=s.root or None, device=device), s.batch_sizes[0])
     scaling = measure_scaling(s.data, s.root or None, device, s.repeats * s.seconds)
     rows = [
         (row.axis, f"{row.value:,}", f"{row.milliseconds:.2f}", f"{row.microseconds_per_unit:.2f}") for row in scaling
     ]
     title = f"{title_of(s)}, kornia; the unit is a view, for image sizes 1000 pixels of views"
     print_table(console, title, ("varied", "value", "ms per batch", "us per unit"), rows)
-    memory = measure_memory(load_store(s.data, root=s.root or None, device=device), s.batch_sizes[0])
-    peaks = ", ".join(f"{mib:,.1f} MiB after {epochs} epochs" for epochs, mib in memory.items())
-    console.print(f"peak memory with amimv pairs: {peaks}", soft_wrap=True)
+    held = ", ".join(f"{mib:,.1f} MiB after {epochs} epochs" for epochs, mib in memory.items())
+    console.print(f"memory held with amimv pairs: {held}", soft_wrap=True)
     if s.plot:
         draw_scaling(scaling, title_of(s), Path(s.plot))
-    return {"rows": [row._asdict() for row in scaling], "peak_memory_mib": memory}
+    return {"rows": [row._asdict() for row in scaling], "held_memory_mib": memory}
 
 
 def title_of(s: ProfileSettings, size: int = 0) -> str:

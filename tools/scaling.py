@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from amimv.pipelines import ImageStore, PairLoader, get_recipe, load_store
-from amimv.tools.measure import peak_memory
+from amimv.tools.measure import held_memory
 from amimv.tools.stages import run_epochs
 
 BATCH_SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -69,15 +69,15 @@ def measure_scaling(data: str, root: str | None, device: torch.device | str, sec
 
 
 def measure_memory(store: ImageStore, batch_size: int) -> dict[int, float]:
-    """MiB that the process has had resident at most, after each of ``MEMORY_EPOCHS`` epochs of pairs."""
+    """MiB held (see `held_memory`) after each of ``MEMORY_EPOCHS`` epochs of pairs."""
     pairs = PairLoader(store, get_recipe("amimv"), batch_size)
-    peaks = {}
+    held = {}
     for epoch in range(max(MEMORY_EPOCHS)):
         for _ in pairs.epoch(epoch):
             pass
         if epoch + 1 in MEMORY_EPOCHS:
-            peaks[epoch + 1] = peak_memory(store.device)
-    return peaks
+            held[epoch + 1] = held_memory(store.device)
+    return held
 
 
 def draw_scaling(rows: list[ScaleRow], title: str, path: Path) -> None:

@@ -40,8 +40,15 @@ def test_freed_memory_is_kept() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"])
-def test_the_users_own_setting_stands(name: str) -> None:
-    kept, faults = count_faults(**{name: "131072"})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "131072"),
+        ("MALLOC_MMAP_THRESHOLD_", "131072"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072"),
+    ],
+)
+def test_the_users_own_setting_stands(name: str, value: str) -> None:
+    kept, faults = count_faults(**{name: value})
     assert kept == "False"
     assert faults > 5000
