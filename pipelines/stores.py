@@ -264,7 +264,8 @@ def load_store(
     splits together, numbered 0..C-1 without a gap; a class may lack images in one split.
 
     Args:
-        name: "phantom", one of ``medmnist_names()``, or the path of an ``.npz`` in MedMNIST's layout
+        name: "phantom", one of ``medmnist_names()``, or the path (as it is, else in ``root`` or ``$AMIMV_DATA``)
+            of an ``.npz`` in MedMNIST's layout
             (``train_images`` ``(N, H, W)`` or ``(N, H, W, C)`` ``uint8``, ``train_labels`` ``(N,)``,
             ``(N, 1)`` or multi-hot ``(N, L)``, ``val_...``, ``test_...``), or "folder:PATH" with JPEG and PNG files
             in ``PATH/{train,val,test}/CLASS/``, or in ``PATH/CLASS/``, which is all "train". Those are decoded when
@@ -294,7 +295,7 @@ def load_store(
     elif title in medmnist_names():
         parts = _medmnist_parts(title, split, 28 if size is None else size, root)
     elif title.endswith(".npz"):
-        parts, title = _own_parts(Path(name).expanduser(), split, size), Path(name).stem
+        parts, title = _own_parts(_own_file(title, root), split, size), Path(name).stem
     elif title.startswith(FOLDER):
         parts, title = _folder_parts(title.removeprefix(FOLDER), split, size, channels, device)
     else:
@@ -470,6 +471,12 @@ def _folder_parts(
     images = EncodedImages(found.paths, size, channels or 3, device)
     task = "binary-class" if len(found.class_names) == 2 else "multi-class"
     return _Parts(images, torch.tensor(found.labels), found.class_names, task), folder.resolve().name
+
+
+def _own_file(name: str, root: str | Path | None) -> Path:
+    """The file itself, or the one of that name beside MedMNIST's files."""
+    path, folder = Path(name).expanduser(), root or os.environ.get("AMIMV_DATA")
+    return Path(folder) / path if folder and not path.exists() and (Path(folder) / path).is_file() else path
 
 
 def _own_parts(path: Path, split: str, size: int | None) -> _Parts:

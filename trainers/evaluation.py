@@ -1,17 +1,21 @@
 """Evaluation of frozen features beside their baselines: one row per features x probe x label fraction."""
 
+import copy
 import csv
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from sklearn.decomposition import PCA
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
@@ -27,9 +31,9 @@ from amimv.pipelines import (
     render,
     soften,
 )
-from amimv.trainers.data import describe_data
+from amimv.trainers.data import backbone_spec, describe_data
 from amimv.trainers.metrics import compute_scores
-from amimv.trainers.probes import knn_probe, linear_probe
+from amimv.trainers.probes import balanced_accuracy, knn_probe, linear_probe
 from amimv.trainers.run_folder import revision
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings
@@ -42,15 +46,19 @@ COLUMNS = [
     "profile",
     "rho",
     "realised_ratio",
+    "total",
     "n_train",
     "method",
     "recipe",
     "sampler",
+    "partner",
     "features",
     "probe",
     "k",
     "label_fraction",
     "seed",
+    "steps",
+    "val_balanced_accuracy",
     "accuracy",
     "balanced_accuracy",
     "macro_f1",
@@ -60,6 +68,10 @@ COLUMNS = [
     "tail",
     "revision",
 ]
+
+
+#: Of the features in a table.
+ORDER = ("majority", "raw pixels", "random", "pretrained", "supervised")
 
 
 @dataclass(frozen=True)
@@ -100,19 +112,46 @@ def build_random(spec: BackboneSpec, seed: int, device: torch.device | str) -> n
     return build_backbone(spec).to(device)
 
 
-def train_supervised(settings: PretrainSettings, spec: BackboneSpec, store: ImageStore) -> tuple[nn.Module, nn.Module]:
-    """The supervised reference: the same backbone trained on the labels, class-balanced (where every class has an
-    image), softly augmented.
+@dataclass(frozen=True)
+class Judged:
+    """What one probe on some features said.
 
-    AdamW at 5e-3 with cosine decay, weight decay 1e-4, ``supervised_steps`` steps.
+    Attributes:
+        features: majority, raw pixels, random, pretrained or supervised.
+        probe: knn, linear, classifier (from scratch), fine-tuned, or empty for the majority class.
+        k: neighbours of kNN, else empty.
+        val, test: class scores ``(N, C)`` in [0, 1]; every choice was made on those of val.
+    """
+
+    features: str
+    probe: str
+    k: int | str
+    val: Tensor
+    test: Tensor
+
+
+def train_supervised(
+    settings: PretrainSettings, spec: BackboneSpec, store: ImageStore, backbone: nn.Module, lr: float = 5e-3
+) -> tuple[nn.Module, nn.Module]:
+    """Train a backbone and a new linear classifier on the labels: from scratch, or fine-tuning.
+
+    Class-balanced batches (where every class has an image), softly augmented; AdamW with cosine decay, weight decay
+    1e-4, ``supervised_steps`` steps.
+
+    Args:
+        settings: of the run.
+        spec: size, mean and std that the images are rendered by.
+        store: the labelled images.
+        backbone: where training starts; it is changed.
+        lr: peak learning rate, of the backbone and the classifier.
 
     Returns:
-        Backbone and classifier ``(features) -> (B, n_classes)`` logits.
+        Backbone and classifier ``(features) -> (B, n_classes)`` logits, in evaluation mode.
     """
-    backbone = build_random(spec, settings.seed, store.device)
+    torch.manual_seed(settings.seed)
     classifier = nn.Linear(feature_width(backbone), store.n_classes).to(store.device)
-    network = nn.Sequential(backbone, classifier)
-    optimizer = create_optimizer_v2(network, opt="adamw", lr=5e-3, weight_decay=1e-4)
+    network = nn.Sequential(backbone, classifier).train()
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=lr, weight_decay=1e-4)
     # The labelled images are normalised as all others will be, not by the statistics of the few that they are.
     store = replace(store, mean=spec.mean, std=spec.std)
     recipe = Recipe("supervised", ((View(0, soften(settings.policy())),),))
@@ -122,7 +161,7 @@ def train_supervised(settings: PretrainSettings, spec: BackboneSpec, store: Imag
     total = settings.supervised_steps
     for step, (view, labels) in enumerate(_forever(loader, total)):
         for group in optimizer.param_groups:
-            group["lr"] = 5e-3 * warmup_cosine(step, total, total // 20)
+            group["lr"] = lr * warmup_cosine(step, total, total // 20)
         logits = classifier(encode(backbone, view))
         if store.multi_label:
             loss = F.binary_cross_entropy_with_logits(logits, labels.float())
@@ -147,59 +186,138 @@ def _classify(network: tuple[nn.Module, nn.Module], store: ImageStore, spec: Bac
     return logits.sigmoid() if store.multi_label else logits.softmax(dim=1)
 
 
+def best_supervised(
+    settings: PretrainSettings, spec: BackboneSpec, labelled: ImageStore, splits: Splits, start: nn.Module
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """Train copies of ``start`` on the labels at every rate of ``supervised_lr``; the best on val is taken.
+
+    Returns:
+        Its backbone, and its class scores on val and on test.
+    """
+    best: tuple[float, nn.Module, Tensor, Tensor] | None = None
+    for lr in settings.supervised_lr:
+        network = train_supervised(settings, spec, labelled, copy.deepcopy(start), lr)
+        val = _classify(network, splits.val, spec)
+        accuracy = float(balanced_accuracy(val, splits.val.labels))
+        if best is None or accuracy > best[0]:
+            best = (accuracy, network[0], val, _classify(network, splits.test, spec))
+    assert best is not None
+    return best[1:]
+
+
+def judge(
+    settings: PretrainSettings, splits: Splits, spec: BackboneSpec, pretrained: nn.Module | None
+) -> Iterator[tuple[float, ImageStore, Judged]]:
+    """Every probe on every kind of features: choices on val, test once.
+
+    Args:
+        settings: of the run; ``baselines``, ``finetune``, ``supervised_steps`` and ``label_fractions`` say what to do.
+        splits: training subset, val and test on one device.
+        spec: of the backbone.
+        pretrained: the backbone to be judged; None leaves its rows out.
+
+    Yields:
+        Label fraction, the labelled images, what came out.
+    """
+    stores = (splits.train, splits.val, splits.test)
+    random = build_random(spec, settings.seed, splits.train.device)
+    networks: dict[str, nn.Module | None] = {}
+    if settings.baselines != "no":
+        networks = {"raw pixels": None, "random": random}
+    if pretrained is not None:
+        networks["pretrained"] = pretrained
+    frozen = {name: [extract_features(network, store, spec) for store in stores] for name, network in networks.items()}
+    for fraction in settings.label_fractions:
+        chosen = label_fraction(splits.train.labels, fraction, settings.data_seed)
+        labelled = splits.train if fraction == 1 else splits.train.subset(chosen)
+        for name, (train, val, test) in frozen.items():
+            for judged in _probe(name, labelled, splits, (train[chosen], val, test)):
+                yield fraction, labelled, judged
+        if settings.baselines != "no":
+            yield fraction, labelled, _majority(labelled, splits)
+        if settings.baselines != "no" and settings.supervised_steps:
+            logger.info("training the supervised reference on %d labels", len(labelled))
+            backbone, *scores = best_supervised(settings, spec, labelled, splits, random)
+            features = [extract_features(backbone, store, spec) for store in (labelled, splits.val, splits.test)]
+            for judged in _probe("supervised", labelled, splits, features):
+                yield fraction, labelled, judged
+            yield fraction, labelled, Judged("supervised", "classifier", "", *scores)
+        if pretrained is not None and settings.finetune and settings.supervised_steps:
+            logger.info("fine-tuning on %d labels", len(labelled))
+            _, *scores = best_supervised(settings, spec, labelled, splits, pretrained)
+            yield fraction, labelled, Judged("pretrained", "fine-tuned", "", *scores)
+
+
+def _probe(name: str, labelled: ImageStore, splits: Splits, features: Sequence[Tensor]) -> tuple[Judged, Judged]:
+    """kNN and linear probe; one search scores val, by which k or penalty is chosen, and test."""
+    train, val, test = features
+    args = (train, labelled.labels, val, splits.val.labels, torch.cat([val, test]), labelled.n_classes)
+    parts = [len(val), len(test)]
+    knn, k = knn_probe(*args)
+    linear, _ = linear_probe(*args)
+    return Judged(name, "knn", k, *knn.split(parts)), Judged(name, "linear", "", *linear.split(parts))
+
+
 def evaluate_features(
     settings: PretrainSettings,
     splits: Splits,
     spec: BackboneSpec,
-    pretrained: nn.Module,
+    pretrained: nn.Module | None,
     revision: str,
     run: str,
-) -> list[dict[str, Any]]:
-    """All rows of a run: choices on val, test once.
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """All rows of a run, and what each predicts for every test image.
 
     Args:
-        splits: training subset, val and test on one device.
-        pretrained: the backbone to be judged, beside raw pixels, its own random start and a supervised twin.
+        settings, splits, spec, pretrained: as for `judge`.
         revision: of the code, for the rows.
         run: the run's name, for the rows.
+
+    Returns:
+        Rows for ``results.csv``; arrays for ``predictions.npz``: ``labels``, ``row_000`` ... (the class predicted for
+        each test image by that row; multi-label zeros and ones), ``train_counts``, ``class_names`` and, with a
+        pretrained backbone, ``projection``: its features' first two principal components, ``(N, 2)``.
     """
-    stores = (splits.train, splits.val, splits.test)
-    networks = {
-        "raw pixels": None,
-        "random": build_random(spec, settings.seed, splits.train.device),
-        "pretrained": pretrained,
-    }
-    frozen = {name: [extract_features(network, store, spec) for store in stores] for name, network in networks.items()}
-    rows = []
-    for fraction in settings.label_fractions:
-        chosen = label_fraction(splits.train.labels, fraction, settings.data_seed)
-        labelled = splits.train if fraction == 1 else splits.train.subset(chosen)
-        features = {name: (x[0][chosen], x[1], x[2]) for name, x in frozen.items()}
-        results = [_majority(labelled, splits.test)]
-        supervised = None
-        if settings.supervised_steps:
-            logger.info("training the supervised reference on %d labels", len(labelled))
-            supervised = train_supervised(settings, spec, labelled)
-            train, val, test = (extract_features(supervised[0], s, spec) for s in (labelled, splits.val, splits.test))
-            features["supervised"] = (train, val, test)
-        for name, (train, val, test) in features.items():
-            y = (labelled.labels, splits.val.labels)
-            scores, k = knn_probe(train, y[0], val, y[1], test, labelled.n_classes)
-            results.append((name, "knn", k, scores))
-            scores, _ = linear_probe(train, y[0], val, y[1], test, labelled.n_classes)
-            results.append((name, "linear", "", scores))
-        if supervised is not None:
-            results.append(("supervised", "classifier", "", _classify(supervised, splits.test, spec)))
-        rows += [_row(settings, splits.test, labelled, fraction, revision, run, *result) for result in results]
-    return rows
+    rows, arrays = (
+        [],
+        {
+            "labels": splits.test.labels.cpu().numpy(),
+            "train_counts": np.array(splits.train.class_counts()),
+            "class_names": np.array(splits.test.class_names),
+        },
+    )
+    order = {name: i for i, name in enumerate(ORDER)}
+    judged = sorted(judge(settings, splits, spec, pretrained), key=lambda j: (j[0], order[j[2].features]))
+    for i, (fraction, labelled, one) in enumerate(judged):
+        rows.append(_row(settings, splits, labelled, fraction, revision, run, one))
+        predicted = one.test > 0.5 if splits.test.multi_label else one.test.argmax(dim=1)
+        arrays[f"row_{i:03d}"] = predicted.to(torch.uint8).cpu().numpy()
+    if pretrained is not None:
+        features = extract_features(pretrained, splits.test, spec).cpu().numpy()
+        arrays["projection"] = PCA(2, random_state=0).fit_transform(features).astype(np.float32)
+    return rows, arrays
 
 
-def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> None:
-    """Judge the backbone that a run exported: ``results.csv`` in its folder, and the table on the console."""
-    backbone, spec = load_backbone(folder / "backbone", splits.train.device)
-    rows = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
-    write_results(rows, folder / "results.csv")
+def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> float:
+    """Judge the backbone that a run exported: ``results.csv`` and ``predictions.npz`` in its folder, and the table on
+    the console. Without pre-training (``baselines`` is "only") the baselines alone.
+
+    Returns:
+        Seconds that it took.
+    """
+    started = time.perf_counter()
+    if settings.baselines == "only":
+        backbone, spec = None, backbone_spec(settings, splits.train)
+    else:
+        backbone, spec = load_backbone(folder / "backbone", splits.train.device)
+    rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
+    partial = folder / "predictions.partial"
+    with partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    partial.replace(folder / "predictions.npz")
+    write_results(rows, folder / "results.csv")  # the last to be written: it says that the run is done
     print_table(rows, f"{describe_run(settings, splits.train)}, test split, %")
+    return time.perf_counter() - started
 
 
 def describe_run(settings: PretrainSettings, store: ImageStore) -> str:
@@ -207,44 +325,45 @@ def describe_run(settings: PretrainSettings, store: ImageStore) -> str:
     return f"{describe_data(store)}: {settings.method} on {settings.recipe}, seed {settings.seed}"
 
 
-def _majority(labelled: ImageStore, test: ImageStore) -> tuple[str, str, int | str, Tensor]:
-    """Scores of always answering by the training frequencies, so that the largest class wins."""
-    shares = torch.tensor(labelled.class_counts(), device=test.device) / len(labelled)
-    return "majority", "", "", shares.expand(len(test), -1)
+def _majority(labelled: ImageStore, splits: Splits) -> Judged:
+    """Always answering by the training frequencies, so that the largest class wins."""
+    shares = torch.tensor(labelled.class_counts(), device=splits.test.device) / len(labelled)
+    return Judged("majority", "", "", *(shares.expand(len(store), -1) for store in (splits.val, splits.test)))
 
 
 def _row(
     settings: PretrainSettings,
-    test: ImageStore,
+    splits: Splits,
     labelled: ImageStore,
     fraction: float,
     revision: str,
     run: str,
-    features: str,
-    probe: str,
-    k: int | str,
-    scores: Tensor,
+    judged: Judged,
 ) -> dict[str, Any]:
-    counts = labelled.class_counts()
-    result = compute_scores(test.labels.cpu().numpy(), scores.cpu().numpy(), test.task, counts)
+    s, counts, test = settings, labelled.class_counts(), splits.test
+    result = compute_scores(test.labels.cpu().numpy(), judged.test.cpu().numpy(), test.task, counts)
     if result.auc is None:
-        logger.info("no AUC for %s %s: %s", features, probe, result.auc_note)
-    own = features == "pretrained"
+        logger.info("no AUC for %s %s: %s", judged.features, judged.probe, result.auc_note)
+    own = judged.features == "pretrained"
     row = {
         "run": run,
         "data": test.name,
-        "profile": settings.profile,
-        "rho": settings.rho,
+        "profile": s.profile,
+        "rho": s.rho,
         "realised_ratio": round(realised_ratio(counts), 4),
+        "total": s.total,
         "n_train": len(labelled),
-        "method": settings.method if own else "",
-        "recipe": settings.recipe if own else "",
-        "sampler": settings.sampler if own else "",
-        "features": features,
-        "probe": probe,
-        "k": k,
+        "method": s.method if own else "",
+        "recipe": s.recipe if own else "",
+        "sampler": s.sampler if own else "",
+        "partner": s.partner if own else "",
+        "features": judged.features,
+        "probe": judged.probe,
+        "k": judged.k,
         "label_fraction": fraction,
-        "seed": settings.seed,
+        "seed": s.seed,
+        "steps": s.steps or "",
+        "val_balanced_accuracy": round(float(balanced_accuracy(judged.val, splits.val.labels)), 6),
         "revision": revision,
     }
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "head", "medium", "tail"):
@@ -271,9 +390,8 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
         table.add_column(name, no_wrap=True)
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
-    order = ("majority", "raw pixels", "random", "pretrained", "supervised")
     names = {"random": "random initialisation", "majority": "majority class"}
-    for row in sorted(rows, key=lambda r: (r["label_fraction"], order.index(r["features"]))):
+    for row in rows:
         values = [f"{100 * row[name]:.1f}" if row[name] != "" else "-" for name in shown]
         label = f"{100 * row['label_fraction']:g} % ({row['n_train']})"
         probe = f"kNN, k = {row['k']}" if row["probe"] == "knn" else row["probe"]

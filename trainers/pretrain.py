@@ -7,6 +7,7 @@ Exit status: 0 done, 1 a loss that is not finite, 2 input that cannot be used, 7
 after saving a checkpoint (go on with ``--resume auto``).
 """
 
+import json
 import logging
 import math
 import os
@@ -432,12 +433,26 @@ def train_epochs(run: Training) -> None:
 def finish(run: Training) -> None:
     """Export the backbone, draw the curves and evaluate; rank 0 only."""
     s = run.settings
+    seconds = {"training": sum(row["seconds"] for row in run.timings.read())}
     save_backbone(run.method.online.backbone, run.spec, run.folder / "backbone")
     draw_curves(run.metrics.read(), describe_run(s, run.store), run.folder / "curves.png")
     if s.evaluate:
         device = run.store.device
         val = load_split(s, "val", device) if run.val is None else run.val
-        evaluate_run(s, run.folder, Splits(run.store, val, load_split(s, "test", device)))
+        seconds["evaluation"] = evaluate_run(s, run.folder, Splits(run.store, val, load_split(s, "test", device)))
+    environment = run.folder / "environment.json"
+    write_json(environment, json.loads(environment.read_text()) | {"wall_seconds": seconds})
+
+
+def judge_baselines(settings: PretrainSettings, folder: Path, device: torch.device) -> None:
+    """The evaluation without a pre-training: raw pixels, random initialisation, supervised from scratch."""
+    subset = load_training_subset(settings, device)
+    save_indices(folder / "train_indices.npy", subset.indices)
+    splits = Splits(subset.store, load_split(settings, "val", device), load_split(settings, "test", device))
+    extra = {"device": str(device), **describe_start(subset.store)}
+    write_json(folder / "environment.json", describe_environment(extra))
+    seconds = {"evaluation": evaluate_run(settings, folder, splits)}
+    write_json(folder / "environment.json", describe_environment(extra | {"wall_seconds": seconds}))
 
 
 def log_start(run: Training) -> None:
@@ -467,13 +482,21 @@ def log_start(run: Training) -> None:
     extra = {
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
-        "command": sys.argv,
-        "training_images": len(run.store),
-        "training_counts": counts,
-        "realised_ratio": ratio,
         "queue": getattr(run.method.settings, "queue", None),
+        **describe_start(run.store),
     }
     write_json(run.folder / "environment.json", describe_environment(extra))
+
+
+def describe_start(store: ImageStore) -> dict[str, Any]:
+    """The command and the training images."""
+    counts = store.class_counts()
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "training_images": len(store),
+        "training_counts": counts,
+        "realised_ratio": realised_ratio(counts),
+    }
 
 
 def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
@@ -492,6 +515,10 @@ def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
     run_again, error = agree(accelerator, [run_again, error])
     if error:
         raise InputError(error)
+    if settings.baselines == "only":
+        if accelerator.is_main_process:
+            judge_baselines(settings, folder, accelerator.device)
+        return
     run = build_training(settings, folder, accelerator)
     if run_again:
         restore(run)

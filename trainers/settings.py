@@ -28,7 +28,7 @@ METHOD_ALIASES = {"amimv": "mimv"}
 #: Settings that may change when a run is resumed: they do not touch what is computed.
 FREE_ON_RESUME = (
     *("resume", "output", "name", "config", "root", "tracker", "log_every", "save_every"),
-    *("evaluate", "label_fractions", "supervised_steps"),
+    *("evaluate", "label_fractions", "supervised_steps", "supervised_lr", "finetune"),
 )
 #: timm's forms of LARS, which take a trust coefficient.
 LARS = ("lars", "larc", "nlars", "nlarc")
@@ -178,7 +178,13 @@ class PretrainSettings:
     label_fractions: tuple[float, ...] = (1.0,)
     """shares of the training labels that the evaluation may use"""
     supervised_steps: int = 300
-    """training of the supervised reference in the evaluation; 0: none"""
+    """training of the supervised reference in the evaluation, and of fine-tuning; 0: neither"""
+    supervised_lr: tuple[float, ...] = (5e-3,)
+    """learning rates for these; of several, the best on validation data is taken"""
+    finetune: bool = False
+    """evaluate the pretrained backbone fine-tuned, too"""
+    baselines: str = "yes"
+    """evaluate raw pixels, random initialisation and the supervised reference: yes, no, or only (no pre-training)"""
     tracker: str = ""
     """an Accelerate tracker, such as tensorboard or wandb"""
     output: str = "runs"
@@ -389,6 +395,7 @@ def check(settings: PretrainSettings) -> None:
     check_choice("mixed precision", s.mixed_precision, ("no", "bf16", "fp16"))
     check_choice("resume mode", s.resume, ("no", "auto"))
     check_choice("value of exclude-duplicates", s.exclude_duplicates, ("auto", "yes", "no"))
+    check_choice("value of baselines", s.baselines, ("yes", "no", "only"))
     if not s.data.startswith("folder:"):  # which scales to any size
         check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
     check_choice("number of channels", str(s.channels), ("0", "1", "3"))
@@ -396,6 +403,8 @@ def check(settings: PretrainSettings) -> None:
         raise InputError("no length of training: give --epochs or --steps")
     if not all(0 < fraction <= 1 for fraction in s.label_fractions) or not s.label_fractions:
         raise InputError(f"label fractions are {s.label_fractions}, expected shares in (0, 1]")
+    if not all(0 < rate < math.inf for rate in s.supervised_lr) or not s.supervised_lr:
+        raise InputError(f"supervised learning rates are {s.supervised_lr}, expected one or more above 0")
     if not 0 <= s.warmup < 1:
         raise InputError(f"warmup is {s.warmup}, expected a share of the training in [0, 1)")
     if s.optimizer in LARS and s.weight_decay == 0:

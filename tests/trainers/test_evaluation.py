@@ -59,7 +59,7 @@ def settings_for(*flags: str) -> PretrainSettings:
 def judged(settings: PretrainSettings, splits: Splits) -> list[dict]:
     spec = backbone_spec(settings, splits.train)
     torch.manual_seed(3)
-    return evaluate_features(settings, splits, spec, build_backbone(spec).eval(), "abc", "r")
+    return evaluate_features(settings, splits, spec, build_backbone(spec).eval(), "abc", "r")[0]
 
 
 def easy_store(split: str, per_class: int) -> ImageStore:
@@ -178,7 +178,7 @@ def test_the_random_row_is_the_networks_own_start(tiny: Splits) -> None:
     settings = settings_for("--supervised-steps", "0", "--seed", "5")
     spec = backbone_spec(settings, tiny.train)
     torch.manual_seed(5)
-    rows = evaluate_features(settings, tiny, spec, build_backbone(spec), "abc", "r")
+    rows, _ = evaluate_features(settings, tiny, spec, build_backbone(spec), "abc", "r")
     values = {
         (row["features"], row["probe"]): [row[name] for name in ("k", "accuracy", "auc", "macro_f1")] for row in rows
     }
@@ -218,13 +218,13 @@ def test_supervised_training_learns_an_easy_set_and_is_deterministic() -> None:
     settings = resolve(["--supervised-steps", "40", "--batch-size", "24", "--hue", "0"])[0]
     train, test = easy_store("train", 16), easy_store("test", 20)
     spec = backbone_spec(settings, train)
-    backbone, classifier = train_supervised(settings, spec, train)
+    backbone, classifier = train_supervised(settings, spec, train, build_random(spec, 0, "cpu"))
     with torch.no_grad():
         logits = classifier(extract_features(backbone, test, spec))
     assert (logits.argmax(dim=1) == test.labels).double().mean() > 0.95
     assert not backbone.training
     torch.manual_seed(1234)  # what was drawn from the global generator before must not matter
-    again, head = train_supervised(settings, spec, train)
+    again, head = train_supervised(settings, spec, train, build_random(spec, 0, "cpu"))
     for one, other in ((backbone, again), (classifier, head)):
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
@@ -248,7 +248,7 @@ def test_a_few_labels_are_normalised_as_all_images_are(monkeypatch: pytest.Monke
     spec = backbone_spec(settings, train)
     few = train.subset(torch.tensor([0, 1, 2, 3]))
     assert few.mean != train.mean
-    train_supervised(settings, spec, few)
+    train_supervised(settings, spec, few, build_random(spec, 0, "cpu"))
     assert seen == [(spec.mean, spec.std)]
 
 
@@ -266,7 +266,8 @@ def test_supervised_training_takes_so_many_steps(steps: int, monkeypatch: pytest
     monkeypatch.setattr(evaluation, "warmup_cosine", spy)
     train = easy_store("train", 3)
     settings = settings_for("--supervised-steps", str(steps), "--batch-size", "4")
-    train_supervised(settings, backbone_spec(settings, train), train)  # two steps an epoch
+    spec = backbone_spec(settings, train)
+    train_supervised(settings, spec, train, build_random(spec, 0, "cpu"))  # two steps an epoch
     assert sorted(set(factors)) == [(step, steps) for step in range(steps)]  # once per parameter group
 
 
