@@ -42,7 +42,8 @@ def default_name(settings: PretrainSettings) -> str:
     """A folder name that tells the settings one looks for first."""
     s = settings
     data = Path(s.data).stem + (f"-{s.size}px" if s.size not in (0, 28) else "")
-    tail = f"-rho{s.rho:g}" if s.rho != 1 else ""
+    tail = "-natural" if s.profile == "natural" else f"-rho{s.rho:g}" if s.rho != 1 or s.total else ""
+    tail += f"-n{s.total}" if s.total else ""
     return f"{data}{tail}-{s.method}-{s.recipe}-{s.backbone}-seed{s.seed}"
 
 
@@ -60,10 +61,12 @@ def open_run(settings: PretrainSettings, sources: dict[str, str]) -> tuple[Path,
     folder = run_path(settings)
     config = folder / "config.yaml"
     if not config.exists():
-        if folder.exists() and any(folder.iterdir()):
+        partial = folder / "config.partial"
+        if folder.exists() and any(path != partial for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another --name or --output")
         folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(to_yaml(settings, sources))
+        partial.write_text(to_yaml(settings, sources))
+        partial.replace(config)
         return folder, False
     if settings.resume != "auto":
         raise InputError(f"{folder} holds a run already: add --resume auto to go on with it, or give another --name")
@@ -102,7 +105,10 @@ def describe_environment(extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """The file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
 
 
 def draw_curves(metrics: list[dict[str, Any]], title: str, path: Path) -> None:

@@ -7,6 +7,7 @@ the command line. Every resolved value remembers its layer.
 import difflib
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -275,7 +276,8 @@ def _coerce(name: str, value: Any, kind: Any, source: str) -> Any:
         raise InputError(f"{source}: {name} is {value!r}, expected {expected}") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, read by the safe loader."""
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
@@ -300,7 +302,7 @@ def _layer(content: dict[str, Any], cls: type, source: str) -> dict[str, Any]:
 
 def _preset_layer(preset: str, method: str) -> dict[str, Any]:
     """A preset's settings, and those that it has for one method."""
-    content = _read_yaml(CONFIGS / "presets" / f"{preset}.yaml")
+    content = read_yaml(CONFIGS / "presets" / f"{preset}.yaml")
     by_method = content.pop("methods", {})
     return content | by_method.get(METHOD_ALIASES.get(method, method), {})
 
@@ -323,6 +325,54 @@ def _peek(argv: list[str], name: str) -> str | None:
     return value
 
 
+def _layered(
+    first: Callable[[str, str], str], config: dict[str, Any], source: str
+) -> tuple[type[PretrainSettings], dict[str, Any], dict[str, str]]:
+    """All layers up to a config's: the settings' class, their values and where each came from.
+
+    ``first(name, default)`` tells the method, preset, data and backbone, which decide about layers.
+    """
+    method = first("method", PretrainSettings.method)
+    cls = settings_class(method)
+    preset = first("preset", PretrainSettings.preset)
+    small = first("data", "phantom") == "phantom" or first("backbone", "small") == "small"
+    if preset == "auto":
+        preset = "small" if small else "none"
+    presets = tuple(sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml")))
+    check_choice("preset", preset, (*presets, "none"))
+
+    published = CONFIGS / f"{method}.yaml"
+    layers = [(f"configs/{method}.yaml", read_yaml(published))] if published.exists() else []
+    if preset != "none":
+        layers.append((f"preset {preset}", _preset_layer(preset, method)))
+    values: dict[str, Any] = {}
+    sources = {field.name: "default" for field in fields(cls)}
+    for layer_source, content in [*layers, (source, config)]:
+        layer = _one_length(_layer(content, cls, layer_source), layer_source)
+        values |= layer
+        sources |= dict.fromkeys(layer, layer_source)
+    return cls, values | {"preset": preset}, sources
+
+
+def _settled(cls: type[PretrainSettings], values: dict[str, Any]) -> PretrainSettings:
+    """Checked settings without aliases."""
+    method, recipe = (values.get(name, getattr(PretrainSettings, name)) for name in ("method", "recipe"))
+    values = values | {"method": METHOD_ALIASES.get(method, method), "recipe": RECIPE_ALIASES.get(recipe, recipe)}
+    settings = cls(**values)
+    check(settings)
+    return settings
+
+
+def settings_from(content: dict[str, Any], source: str) -> PretrainSettings:
+    """Settings from a mapping, on the layers that a config file would lie on; what errors call it is ``source``.
+
+    Raises:
+        InputError: an unknown name or a bad value.
+    """
+    cls, values, _ = _layered(lambda name, default: str(content.get(name, default)), content, source)
+    return _settled(cls, values)
+
+
 def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[PretrainSettings, dict[str, str]]:
     """Settings from the command line and all layers below it.
 
@@ -334,44 +384,18 @@ def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[Pre
     """
     argv = sys.argv[1:] if argv is None else argv
     config_path = _peek(argv, "config")
-    config = _read_yaml(Path(config_path)) if config_path else {}
+    config = read_yaml(Path(config_path)) if config_path else {}
 
     def first(name: str, default: str) -> str:
         value = _peek(argv, name)
         return str(config.get(name, default) if value is None else value)
 
-    method = first("method", PretrainSettings.method)
-    cls = settings_class(method)
-    preset = first("preset", PretrainSettings.preset)
-    small = first("data", "phantom") == "phantom" or first("backbone", "small") == "small"
-    if preset == "auto":
-        preset = "small" if small else "none"
-    presets = tuple(sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml")))
-    check_choice("preset", preset, (*presets, "none"))
-
-    published = CONFIGS / f"{method}.yaml"
-    layers = [(f"configs/{method}.yaml", _read_yaml(published))] if published.exists() else []
-    if preset != "none":
-        layers.append((f"preset {preset}", _preset_layer(preset, method)))
-    if config_path:
-        layers.append((config_path, config))
-    values: dict[str, Any] = {"preset": preset}
-    sources = {field.name: "default" for field in fields(cls)}
-    for source, content in layers:
-        layer = _one_length(_layer(content, cls, source), source)
-        values |= layer
-        sources |= dict.fromkeys(layer, source)
+    cls, values, sources = _layered(first, config, config_path or "")
     parsed = tyro.cli(cls, prog=prog, args=argv, default=cls(**values))
     flags = _one_length({name: getattr(parsed, name) for name in _given(argv) if name in sources}, "the command line")
-    values |= flags
     sources |= dict.fromkeys(flags, "flag")
-    values["preset"] = preset
-    values["method"] = METHOD_ALIASES.get(method, method)
-    recipe = values.get("recipe", PretrainSettings.recipe)
-    values["recipe"] = RECIPE_ALIASES.get(recipe, recipe)
-    settings = cls(**values)
-    check(settings)
-    return settings, sources
+    preset, method = values["preset"], first("method", PretrainSettings.method)
+    return _settled(cls, values | flags | {"preset": preset, "method": method}), sources
 
 
 def _one_length(layer: dict[str, Any], source: str) -> dict[str, Any]:
@@ -448,6 +472,6 @@ def to_yaml(settings: PretrainSettings, sources: dict[str, str]) -> str:
 
 def from_yaml(path: Path) -> PretrainSettings:
     """The settings of a run folder's ``config.yaml``."""
-    content = _read_yaml(path)
+    content = read_yaml(path)
     cls = settings_class(str(content.get("method", PretrainSettings.method)))
     return cls(**_layer(content, cls, str(path)))

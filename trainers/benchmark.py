@@ -1,0 +1,307 @@
+"""A whole study by one command: ``python trainers/benchmark.py trainers/configs/study.yaml``.
+
+Every cell of the study's grids (see `amimv.trainers.study` for the file) is one ordinary run of ``pretrain.py`` in a
+folder of its own, in a process of its own. The same command again goes on where it stopped: what is done is skipped,
+what was interrupted resumes, what failed is tried again. Cells run one after the other, ``--workers`` at a time, on
+one ``--shard`` of several machines, or as jobs of a cluster through submitit (``--cluster slurm``).
+
+Exit status: 0 done, 1 some cells failed (``failed/NAME.txt`` says why, the rest ran), 2 input that cannot be used.
+"""
+
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from amimv import InputError, check_choice, run_command
+from amimv.trainers.pretrain import EXIT_INTERRUPTED, build_training, make_accelerator, train_step
+from amimv.trainers.settings import PretrainSettings
+from amimv.trainers.study import Cell, read_study, write_plan
+
+logger = logging.getLogger("amimv")
+
+#: Steps that a dry run measures, after as many for warming up.
+MEASURED = 5
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    study: Annotated[str, tyro.conf.Positional]
+    """YAML file of the study, such as trainers/configs/study.yaml"""
+    output: str = ""
+    """folder of the run folders; empty: runs/ and the study's name"""
+    dry_run: bool = False
+    """only list the cells and what they will cost, from a few measured steps of each kind"""
+    workers: int = 1
+    """cells at a time, each a process; on a GPU they share it, on a CPU its cores; on a cluster: jobs at a time"""
+    shard: str = "1/1"
+    """which part of the cells, such as 2/4, to run here: other machines run the others into the same folder"""
+    keep_checkpoints: bool = False
+    """of cells that are done (their exported backbones stay)"""
+    cluster: str = ""
+    """run the cells as jobs through submitit: slurm, or local (processes of this machine); empty: without it"""
+    partition: str = ""
+    """of SLURM"""
+    gpus: int = 1
+    """per job, of SLURM"""
+    cpus: int = 8
+    """per job, of SLURM"""
+    hours: float = 24.0
+    """time limit of a job"""
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run is finished: its results are the last thing that it writes."""
+    return (folder / "results.csv").is_file()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the system lets go of it when that process dies, however it does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_checkpoints: bool = False) -> str:
+    """Run one cell in a process of its own, unless it is done, and wait for one that runs already.
+
+    Args:
+        flags: of ``pretrain.py``, without output, name and resume.
+        output: the study's folder; ``logs/`` and ``failed/`` of it are written, too.
+        run: name of the run folder.
+        threads: of the process, if it runs on a CPU; 0: all.
+        keep_checkpoints: of a run that is done.
+
+    Returns:
+        "done", "interrupted", or why it failed.
+    """
+    failure, log = output / "failed" / f"{run}.txt", output / "logs" / f"{run}.log"
+    with locked(output / "locks" / run):
+        if is_done(output / run):
+            return "done"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        where = ["--output", str(output), "--name", run, "--resume", "auto"]
+        command = [sys.executable, "-m", "amimv.trainers.pretrain", *flags, *where]
+        with log.open("a") as file:
+            status = subprocess.run(command, stdout=file, stderr=file, env=_environment(threads)).returncode
+        if is_done(output / run):
+            failure.unlink(missing_ok=True)
+            if not keep_checkpoints:
+                shutil.rmtree(output / run / "checkpoints", ignore_errors=True)
+            return "done"
+        if status == EXIT_INTERRUPTED:
+            return "interrupted"
+        reason = _last_line(log) or f"no output, exit status {status}"
+        write_failure(failure, reason if status >= 0 else f"killed by signal {-status}; last line: {reason}")
+        return failure.read_text().strip()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    # Threads that spin while they wait take the cores from the other cells.
+    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"} if threads else {}
+    return {**os.environ, **own}
+
+
+def _last_line(log: Path) -> str:
+    """The last line, of which a progress bar keeps only what it wrote last."""
+    lines = [line.split("\r")[-1].strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "")
+
+
+def write_failure(path: Path, reason: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(reason + "\n")
+
+
+def own_shard(cells: list[Cell], shard: str) -> list[Cell]:
+    """The cells of one part, every n-th; equal cells are one."""
+    try:
+        part, parts = map(int, shard.split("/"))
+        if not 1 <= part <= parts:
+            raise ValueError
+    except ValueError as error:
+        raise InputError(f"shard is '{shard}', expected PART/PARTS, such as 2/4") from error
+    unique = list({cell.run: cell for cell in reversed(cells)}.values())[::-1]
+    return unique[part - 1 :: parts]
+
+
+def run_all(settings: BenchmarkSettings, cells: list[Cell], output: Path) -> list[str]:
+    """Run the cells, several at a time; what came of each, as it comes in."""
+    cpu = not torch.cuda.is_available()
+    threads = max(1, (os.cpu_count() or 1) // settings.workers) if cpu and settings.workers > 1 else 0
+    work = [(cell.flags(), output, cell.run, threads, settings.keep_checkpoints) for cell in cells]
+    jobs: dict[Any, Cell] = {}
+    if settings.cluster:
+        executor = _cluster(settings, output)
+        submitted = executor.map_array(run_cell, *zip(*work, strict=True))
+        jobs = dict(zip(submitted, cells, strict=True))
+        return [report(cell, _outcome(job.result, output, cell)) for job, cell in jobs.items()]
+    with ThreadPoolExecutor(settings.workers) as pool:
+        jobs = {pool.submit(run_cell, *one): cell for one, cell in zip(work, cells, strict=True)}
+        try:
+            finished = tqdm(as_completed(jobs), total=len(jobs), unit="cell")
+            return [report(jobs[job], _outcome(job.result, output, jobs[job])) for job in finished]
+        except BaseException:  # an interruption: what has not begun will not
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _cluster(settings: BenchmarkSettings, output: Path) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise InputError("--cluster needs submitit: pip install submitit") from error
+    executor = submitit.AutoExecutor(folder=output / "jobs", cluster=settings.cluster)
+    executor.update_parameters(timeout_min=round(60 * settings.hours), name="amimv")
+    if settings.cluster == "slurm":
+        executor.update_parameters(
+            gpus_per_node=settings.gpus,
+            cpus_per_task=settings.cpus,
+            slurm_array_parallelism=settings.workers,
+            **({"slurm_partition": settings.partition} if settings.partition else {}),
+        )
+    return executor
+
+
+def _outcome(result: Callable[[], str], output: Path, cell: Cell) -> str:
+    """What a job returned; a job that died with its process is a cell that failed."""
+    try:
+        return result()
+    except Exception as error:  # of any kind: the other cells go on
+        reason = f"the job died: {str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__}"
+        write_failure(output / "failed" / f"{cell.run}.txt", reason)
+        return reason
+
+
+def report(cell: Cell, outcome: str) -> str:
+    tqdm.write(f"{cell.run}: {outcome}")
+    return outcome
+
+
+def estimate(cells: list[Cell], settings: BenchmarkSettings) -> list[float]:
+    """Seconds for each cell: its views, in training and supervised evaluation, over a rate measured in a few steps."""
+    rates: dict[Any, tuple[float, int]] = {}
+    costs = []
+    for cell in cells:
+        s = cell.settings
+        kind = (s.method, s.recipe, s.partners, s.backbone, s.view_size or s.size, s.batch_size, s.mixed_precision)
+        if kind not in rates:
+            rates[kind] = measure_rate(s)
+        rate, views = rates[kind]
+        supervised = s.supervised_steps * len(s.label_fractions) * len(s.supervised_lr)
+        supervised *= (s.baselines != "no") + (s.finetune and s.baselines != "only")
+        trained = 0 if s.baselines == "only" else views * (s.steps or 1)
+        costs.append((trained + supervised) * s.batch_size / rate)
+    return costs
+
+
+def measure_rate(settings: PretrainSettings) -> tuple[float, int]:
+    """Views per second of a few training steps, and distinct views of a pair."""
+    settings = replace(settings, knn_every=0, tracker="", baselines="no")
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = make_accelerator(settings, Path(folder))
+        run = build_training(settings, Path(folder), accelerator)
+        run.progress.close()
+        batches = itertools.chain.from_iterable(run.loader.epoch(epoch) for epoch in itertools.count())
+        for _ in range(MEASURED):
+            train_step(run, batches, 0)
+        run.unread[-1][1].tolist()  # waits for the device
+        started = time.perf_counter()
+        for _ in range(MEASURED):
+            train_step(run, batches, 0)
+        run.unread[-1][1].tolist()
+        views = len(run.loader.recipe.views)
+        return MEASURED * settings.batch_size * views / (time.perf_counter() - started), views
+
+
+def print_plan(cells: list[Cell], costs: list[float], output: Path) -> None:
+    """The cells that are still to run, with their cost."""
+    table = Table(title=f"{len(cells)} cells in {output}", title_justify="left")
+    for name in ("cell", "images", "steps", "estimated"):
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
+    for cell, cost in zip(cells, costs, strict=True):
+        state = "done" if is_done(output / cell.run) else cell.problem or f"{cost:,.0f} s"
+        steps = str(cell.settings.steps or f"{cell.settings.epochs} epochs")
+        table.add_row(cell.run, str(cell.settings.total or "all"), "" if cell.kind == "baselines" else steps, state)
+    console = Console(width=max(120, max((len(cell.run) for cell in cells), default=0) + 40))
+    console.print(table)
+    left = sum(c for cell, c in zip(cells, costs, strict=True) if not is_done(output / cell.run))
+    console.print(f"about {left / 3600:.1f} hours left, one cell at a time (probes and start-up come on top)")
+
+
+def benchmark(settings: BenchmarkSettings) -> int:
+    """Plan, run, report.
+
+    Returns:
+        How many cells failed.
+    """
+    check_choice("cluster", settings.cluster, ("", "slurm", "local"))
+    if settings.workers < 1:
+        raise InputError(f"workers is {settings.workers}, expected at least 1")
+    path = Path(settings.study)
+    output = Path(settings.output or f"runs/{path.stem}")
+    plan = read_study(path)
+    cells = own_shard(plan, settings.shard)
+    logger.info("%d points of the grids, %d different cells in shard %s", len(plan), len(cells), settings.shard)
+    able = [cell for cell in cells if not cell.problem]
+    if settings.dry_run:
+        print_plan(able, estimate(able, settings), output)
+        for cell in cells:
+            if cell.problem:
+                logger.info("cannot run %s: %s", cell.run, cell.problem)
+        return 0
+    output.mkdir(parents=True, exist_ok=True)
+    write_plan(plan, output / "plan.csv")
+    outcomes = []
+    for cell in cells:
+        if cell.problem:
+            write_failure(output / "failed" / f"{cell.run}.txt", cell.problem)
+            outcomes.append(report(cell, cell.problem))
+    todo = [cell for cell in able if not is_done(output / cell.run)]
+    logger.info("%d cells are done already, %d to run", len(able) - len(todo), len(todo))
+    outcomes += run_all(settings, todo, output) if todo else []
+    failed = sum(outcome not in ("done", "interrupted") for outcome in outcomes)
+    logger.info(
+        "%d done, %d failed, %d interrupted: python tools/report.py %s -o %s",
+        len(able) - len(todo) + outcomes.count("done"),
+        failed,
+        outcomes.count("interrupted"),
+        output,
+        output / "report.html",
+    )
+    return failed
+
+
+def main() -> None:
+    """The command: settings in, exit status out."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+
+    def command() -> None:
+        if benchmark(tyro.cli(BenchmarkSettings, prog="benchmark.py", description=__doc__)):
+            sys.exit(1)
+
+    run_command(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""A study: a grid of runs from one YAML file, each cell one ordinary command of ``pretrain.py``.
+
+The file has three parts, the first two optional::
+
+    settings: {steps: 400, label_fractions: [0.01, 0.1, 1]}    # of every cell: any setting of pretrain.py
+    sets:                                                      # short names of data sets, with settings of their own
+      ham10000: {data: ham10000_28.npz, preset: dermatoscopy}
+    grids:
+      robustness:
+        data: [retinamnist, ham10000]     # a list is an axis of the grid, anything else a setting
+        method: [simclr, byol, mimv, amimv]
+        rho: [1, 10, 50, 100]
+        total: common                     # the largest number of images that a set can reach at all these ratios
+        seed: [0, 1, 2]
+
+A setting of the grid wins over one of the set, that over ``settings``. ``baselines: false`` leaves out the cells that
+judge raw pixels, random initialisation and the supervised reference, one for each subset and seed.
+"""
+
+import csv
+import difflib
+import hashlib
+import itertools
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from amimv import InputError, check_choice
+from amimv.pipelines import largest_total
+from amimv.pipelines.stores import FOLDER, medmnist_names
+from amimv.trainers.data import load_split, load_training_subset
+from amimv.trainers.run_folder import default_name
+from amimv.trainers.settings import PretrainSettings, read_yaml, settings_from
+
+PARTS = ("settings", "sets", "grids")
+#: Settings whose value is a list: in a grid they are one value, not an axis.
+LISTS = ("label_fractions", "supervised_lr")
+#: Settings that the study itself decides about.
+OWN = ("output", "name", "config", "resume", "baselines", "indices")
+#: What a cell without pre-training depends on; everything else is left at its default there.
+OF_BASELINES = (
+    *("data", "data_seed", "size", "channels", "root", "rho", "profile", "total", "backbone", "batch_size", "preset"),
+    *("view_size", "crop_min", "crop_max", "hflip", "vflip", "rotation", "brightness", "contrast", "saturation"),
+    *("hue", "jitter_p", "grey_p", "blur_p", "solarise_p", "seed"),
+    *("label_fractions", "supervised_steps", "supervised_lr"),
+)
+#: What does not tell two cells apart: names of the subset (its images do) and what touches no result.
+NOT_IDENTITY = (
+    *("rho", "profile", "total", "root", "output", "name", "config", "resume", "preset", "tracker"),
+    *("log_every", "save_every", "knn_every"),
+)
+PLAN_COLUMNS = (
+    *("grid", "run", "kind", "data", "profile", "rho", "total", "method", "recipe", "sampler", "partner"),
+    *("seed", "command"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a grid.
+
+    Attributes:
+        grid: the grid's name.
+        kind: "cell", or "baselines" for one without pre-training.
+        run: name of the run folder; equal cells (same images, same settings) have the same.
+        data: name of the data set, as in the results.
+        given: the settings that the study gives, by name, ``total`` resolved.
+        settings: all of them.
+        problem: why the data cannot be had here; empty if it can.
+    """
+
+    grid: str
+    kind: str
+    run: str
+    data: str
+    given: Mapping[str, Any]
+    settings: PretrainSettings
+    problem: str = ""
+
+    def flags(self) -> list[str]:
+        """The flags of ``pretrain.py`` that make this run."""
+        return list(itertools.chain.from_iterable(_flag(name, value) for name, value in self.given.items()))
+
+    def command(self) -> str:
+        """What a reader types to make this run again."""
+        return shlex.join(["python", "trainers/pretrain.py", *self.flags()])
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, *map(str, value)] if isinstance(value, list | tuple) else [flag, str(value)]
+
+
+def read_study(path: Path) -> list[Cell]:
+    """All cells of a study, seed by seed, the baselines first: a part of a study that was cut short is one, too.
+
+    Raises:
+        InputError: for an unknown key, method or data set, a bad value, or a ratio that a set cannot reach.
+    """
+    content = read_yaml(path)
+    _check_keys(content, PARTS, f"{path}")
+    common, sets, grids = (content.get(part) or {} for part in PARTS)
+    for part, value in zip(PARTS, (common, sets, grids), strict=True):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: {part} is {value!r}, expected lines of 'name: value'")
+    if not grids:
+        raise InputError(f"{path} has no grids: expected at least one, with lists as its axes")
+    cells = [cell for name, grid in grids.items() for cell in _cells(path, str(name), grid, common, sets)]
+    return sorted(cells, key=lambda cell: (cell.settings.seed, cell.kind != "baselines"))
+
+
+def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    known = tuple(known)
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f": did you mean {near[0]}?" if near else f", expected {', '.join(known)}"
+            raise InputError(f"{where}: unknown key '{key}'{hint}")
+
+
+def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[str, Any]) -> list[Cell]:
+    """The cells of one grid: the product of its axes, and their baselines."""
+    where = f"{path}: grid {name}"
+    if not isinstance(grid, dict):
+        raise InputError(f"{where} is {grid!r}, expected lines of 'setting: value' or 'setting: [values]'")
+    own = [key for key in (*common, *(key for key in grid if key != "baselines")) if key in OWN]
+    if own:
+        raise InputError(f"{where}: {own[0]} cannot be given: the study sets it for each cell")
+    axes = {key: _axis(key, value) for key, value in grid.items() if key != "baselines"}
+    rhos = [float(rho) for rho in axes.get("rho", [common.get("rho", 1)])]
+    cells = []
+    for values in itertools.product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        chosen = _of_set(path, sets, point.pop("data", common.get("data", "phantom")))
+        cells.append(_cell(where, name, "cell", {"data": ""} | common | chosen | point, rhos))
+    if not grid.get("baselines", True):
+        return cells
+    bare = [{key: cell.given[key] for key in OF_BASELINES if key in cell.given} for cell in cells]
+    return [_cell(where, name, "baselines", given | {"baselines": "only"}, rhos) for given in _distinct(bare)] + cells
+
+
+def _axis(key: str, value: Any) -> list[Any]:
+    values = value if isinstance(value, list) and key not in LISTS else [value]
+    if not values:
+        raise InputError(f"{key} is an empty list, expected at least one value")
+    return values
+
+
+def _distinct(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [point for i, point in enumerate(points) if point not in points[:i]]
+
+
+def _of_set(path: Path, sets: dict[str, Any], data: str) -> dict[str, Any]:
+    """A data set's own settings."""
+    own = {"data": data} | (sets.get(data) or {})
+    name = str(own["data"])
+    if name != "phantom" and not name.endswith(".npz") and not name.startswith(FOLDER):
+        check_choice("data set", name, (*sets, "phantom", *medmnist_names()))
+    return own
+
+
+def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[float]) -> Cell:
+    """A cell whose settings are complete and whose images are known.
+
+    Raises:
+        InputError: a setting that cannot be, or a ratio that the set cannot reach.
+    """
+    if kind == "cell":
+        given = given | {"baselines": "no"}
+    common = given.get("total") == "common"
+    settings = settings_from(given | {"total": 0} if common else given, where)
+    try:
+        train = _training_split(settings.data, settings.size, settings.channels, settings.root, settings.data_seed)
+    except InputError as error:
+        if settings.data not in medmnist_names():
+            raise
+        return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(error))
+    if common:
+        given = given | {"total": _common_total(train, tuple(rhos), settings.profile)}
+        settings = settings_from(given, where)
+    try:
+        indices = load_training_subset(settings, "cpu").indices
+    except InputError as error:
+        raise InputError(f"{where}: {settings.data}, rho {settings.rho:g}: {error}") from error
+    digest = hashlib.sha256(indices.numpy().tobytes()).hexdigest()
+    return Cell(grid, kind, _run_name(kind, settings, digest), train.name, given, settings)
+
+
+@cache
+def _training_split(data: str, size: int, channels: int, root: str, data_seed: int) -> Any:
+    return load_split(
+        PretrainSettings(data=data, size=size, channels=channels, root=root, data_seed=data_seed), "train", "cpu"
+    )
+
+
+@cache
+def _common_total(train: Any, rhos: tuple[float, ...], profile: str) -> int:
+    return largest_total(train.labels, rhos, profile, train.n_classes)
+
+
+def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
+    """A name one can read, and a hash of everything that the results depend on."""
+    identity = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    for name in NOT_IDENTITY:
+        if images or name not in ("rho", "profile", "total"):
+            del identity[name]
+    digest = hashlib.sha256(repr((sorted(identity.items()), images)).encode()).hexdigest()[:8]
+    name = default_name(settings)
+    if kind == "baselines":
+        name = name.replace(f"-{settings.method}-{settings.recipe}-", "-baselines-")
+    return f"{name}-{digest}"
+
+
+def write_plan(cells: list[Cell], path: Path) -> None:
+    """``plan.csv``: every point of the grids, its run folder and the command that makes it; whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, PLAN_COLUMNS)
+        writer.writeheader()
+        for cell in cells:
+            s = cell.settings
+            row = {name: getattr(s, name) for name in PLAN_COLUMNS if hasattr(s, name)}
+            own = {"grid": cell.grid, "run": cell.run, "kind": cell.kind, "data": cell.data}
+            writer.writerow(row | own | {"command": cell.command()})
+    partial.replace(path)
