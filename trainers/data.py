@@ -31,17 +31,21 @@ def load_split(settings: PretrainSettings, split: str, device: torch.device | st
     )
 
 
-def load_training_subset(settings: PretrainSettings, device: torch.device | str) -> Subset:
-    """The training split, cut to the run's long tail (or to saved indices)."""
+def subset_indices(settings: PretrainSettings, store: ImageStore) -> torch.Tensor:
+    """Which images of the published training split the run's long tail (or its saved indices) keeps."""
     s = settings
-    store = load_split(s, "train", device)
     natural = s.profile == "natural" or (s.profile == "exp" and s.rho == 1)
     if s.indices:
-        indices = load_indices(s.indices, len(store)).to(store.labels.device)
-    elif natural and not s.total:  # as published: also where a class has no image, or an image several labels
-        indices = torch.arange(len(store), device=store.labels.device)
-    else:
-        indices = long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total or None, store.n_classes)
+        return load_indices(s.indices, len(store)).to(store.labels.device)
+    if natural and not s.total:  # as published: also where a class has no image, or an image several labels
+        return torch.arange(len(store), device=store.labels.device)
+    return long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total or None, store.n_classes)
+
+
+def load_training_subset(settings: PretrainSettings, device: torch.device | str) -> Subset:
+    """The training split, cut to the run's long tail (or to saved indices)."""
+    store = load_split(settings, "train", device)
+    indices = subset_indices(settings, store)
     return Subset(store if len(indices) == len(store) else store.subset(indices), indices)
 
 

@@ -23,15 +23,15 @@ import hashlib
 import itertools
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from amimv import InputError, check_choice
-from amimv.pipelines import largest_total
+from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.stores import FOLDER, medmnist_names
-from amimv.trainers.data import load_split, load_training_subset
+from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import PretrainSettings, read_yaml, settings_from
 
@@ -40,6 +40,8 @@ PARTS = ("settings", "sets", "grids")
 LISTS = ("label_fractions", "supervised_lr")
 #: Settings that the study itself decides about.
 OWN = ("output", "name", "config", "resume", "baselines", "indices")
+#: What decides which published split is read.
+OF_SPLIT = ("data", "size", "channels", "root", "data_seed")
 #: What a cell without pre-training depends on; everything else is left at its default there.
 OF_BASELINES = (
     *("data", "data_seed", "size", "channels", "root", "rho", "profile", "total", "backbone", "batch_size", "preset"),
@@ -174,42 +176,52 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[fl
         given = given | {"baselines": "no"}
     common = given.get("total") == "common"
     settings = settings_from(given | {"total": 0} if common else given, where)
-    try:
-        train = _training_split(settings.data, settings.size, settings.channels, settings.root, settings.data_seed)
-    except InputError as error:
+    split = PretrainSettings(**{name: getattr(settings, name) for name in OF_SPLIT})
+    train = _training_split(split)
+    if isinstance(train, InputError):
         if settings.data not in medmnist_names():
-            raise
-        return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(error))
+            raise train
+        return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
-        given = given | {"total": _common_total(train, tuple(rhos), settings.profile)}
+        given = given | {"total": _common_total(split, tuple(rhos), settings.profile)}
         settings = settings_from(given, where)
     try:
-        indices = load_training_subset(settings, "cpu").indices
+        images = _images(replace(split, rho=settings.rho, profile=settings.profile, total=settings.total))
     except InputError as error:
         raise InputError(f"{where}: {settings.data}, rho {settings.rho:g}: {error}") from error
-    digest = hashlib.sha256(indices.numpy().tobytes()).hexdigest()
-    return Cell(grid, kind, _run_name(kind, settings, digest), train.name, given, settings)
+    return Cell(grid, kind, _run_name(kind, settings, images), train.name, given, settings)
 
 
 @cache
-def _training_split(data: str, size: int, channels: int, root: str, data_seed: int) -> Any:
-    return load_split(
-        PretrainSettings(data=data, size=size, channels=channels, root=root, data_seed=data_seed), "train", "cpu"
-    )
+def _training_split(split: PretrainSettings) -> ImageStore | InputError:
+    """A published training split, or why it cannot be had: it is looked for once."""
+    try:
+        return load_split(split, "train", "cpu")
+    except InputError as error:
+        return error
 
 
 @cache
-def _common_total(train: Any, rhos: tuple[float, ...], profile: str) -> int:
+def _common_total(split: PretrainSettings, rhos: tuple[float, ...], profile: str) -> int:
+    train = _training_split(split)
+    assert isinstance(train, ImageStore)
     return largest_total(train.labels, rhos, profile, train.n_classes)
+
+
+@cache
+def _images(subset: PretrainSettings) -> str:
+    """A hash of which images a long tail keeps."""
+    train = _training_split(replace(subset, rho=1.0, profile="exp", total=0))
+    assert isinstance(train, ImageStore)
+    return hashlib.sha256(subset_indices(subset, train).numpy().tobytes()).hexdigest()
 
 
 def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
     """A name one can read, and a hash of everything that the results depend on."""
-    identity = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    for name in NOT_IDENTITY:
-        if images or name not in ("rho", "profile", "total"):
-            del identity[name]
-    digest = hashlib.sha256(repr((sorted(identity.items()), images)).encode()).hexdigest()[:8]
+    names = OF_BASELINES if kind == "baselines" else [field.name for field in fields(settings)]
+    left_out = [name for name in NOT_IDENTITY if images or name not in ("rho", "profile", "total")]
+    identity = [(name, getattr(settings, name)) for name in sorted(names) if name not in left_out]
+    digest = hashlib.sha256(repr((kind, identity, images)).encode()).hexdigest()[:8]
     name = default_name(settings)
     if kind == "baselines":
         name = name.replace(f"-{settings.method}-{settings.recipe}-", "-baselines-")
