@@ -475,8 +475,9 @@ def _folder_parts(
 
 def _own_file(name: str, root: str | Path | None) -> Path:
     """The file itself, or the one of that name beside MedMNIST's files."""
-    path, folder = Path(name).expanduser(), root or os.environ.get("AMIMV_DATA")
-    return Path(folder) / path if folder and not path.exists() and (Path(folder) / path).is_file() else path
+    path = Path(name).expanduser()
+    beside = Path(root or os.environ.get("AMIMV_DATA") or ".").expanduser() / path
+    return beside if beside.is_file() and not path.exists() else path
 
 
 def _own_parts(path: Path, split: str, size: int | None) -> _Parts:

@@ -19,6 +19,7 @@ from sklearn.decomposition import PCA
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone, encode, feature_width, load_backbone
 from amimv.pipelines import (
     ImageStore,
@@ -193,15 +194,25 @@ def best_supervised(
 
     Returns:
         Its backbone, and its class scores on val and on test.
+
+    Raises:
+        InputError: if training diverged at every rate.
     """
     best: tuple[float, nn.Module, Tensor, Tensor] | None = None
     for lr in settings.supervised_lr:
         network = train_supervised(settings, spec, labelled, copy.deepcopy(start), lr)
         val = _classify(network, splits.val, spec)
+        if not bool(val.isfinite().all()):
+            logger.warning("supervised training diverged at a learning rate of %g", lr)
+            continue
         accuracy = float(balanced_accuracy(val, splits.val.labels))
         if best is None or accuracy > best[0]:
             best = (accuracy, network[0], val, _classify(network, splits.test, spec))
-    assert best is not None
+    if best is None:
+        rates = ", ".join(f"{lr:g}" for lr in settings.supervised_lr)
+        raise InputError(
+            f"supervised training diverged at every learning rate ({rates}): give a lower --supervised-lr"
+        )
     return best[1:]
 
 
@@ -265,7 +276,7 @@ def evaluate_features(
     pretrained: nn.Module | None,
     revision: str,
     run: str,
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All rows of a run, and what each predicts for every test image.
 
     Args:
@@ -291,7 +302,7 @@ def evaluate_features(
     for i, (fraction, labelled, one) in enumerate(judged):
         rows.append(_row(settings, splits, labelled, fraction, revision, run, one))
         predicted = one.test > 0.5 if splits.test.multi_label else one.test.argmax(dim=1)
-        arrays[f"row_{i:03d}"] = predicted.to(torch.uint8).cpu().numpy()
+        arrays[f"row_{i:03d}"] = predicted.to(torch.int16).cpu().numpy()
     if pretrained is not None:
         features = extract_features(pretrained, splits.test, spec).cpu().numpy()
         arrays["projection"] = PCA(2, random_state=0).fit_transform(features).astype(np.float32)
@@ -313,7 +324,7 @@ def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> fl
     rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
     partial = folder / "predictions.partial"
     with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
     partial.replace(folder / "predictions.npz")
     write_results(rows, folder / "results.csv")  # the last to be written: it says that the run is done
     print_table(rows, f"{describe_run(settings, splits.train)}, test split, %")

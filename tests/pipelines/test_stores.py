@@ -188,6 +188,41 @@ def test_own_file(tmp_path: Path) -> None:
     refused("holds images of 8 pixels, not of 28", tmp_path / "mine.npz", size=28)
 
 
+def tagged(path: Path, value: int) -> Path:
+    """A file whose training images all have this value."""
+    path.parent.mkdir(exist_ok=True)
+    return write(path, {"train_images": np.full((12, 8, 8, 3), value, dtype=np.uint8)})
+
+
+def value_of(name: str | Path, **kwargs: object) -> int:
+    store = load_store(name, **kwargs)  # type: ignore[arg-type]
+    (value,) = store.gather(torch.arange(len(store))).unique().tolist()
+    return int(value)
+
+
+def test_an_own_file_is_looked_for_beside_medmnists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, root, environment = (tmp_path / name for name in ("here", "root", "environment"))
+    here.mkdir()
+    monkeypatch.chdir(here)
+    tagged(root / "ham.npz", 1)
+    tagged(environment / "ham.npz", 2)
+    monkeypatch.delenv("AMIMV_DATA", raising=False)
+    refused("there is no file ham.npz", "ham.npz")
+    assert value_of("ham.npz", root=root) == value_of(Path("ham.npz"), root=str(root)) == 1
+    monkeypatch.setenv("AMIMV_DATA", str(environment))
+    assert value_of("ham.npz") == 2
+    assert load_store("ham.npz").name == "ham"
+    assert value_of("ham.npz", root=root) == 1, "the argument goes before the environment"
+    refused("there is no file other.npz: expected an .npz", "other.npz", root=root)
+    # A path stays what it is, and so does a file of that name in the working folder.
+    refused("there is no file .*nowhere.ham.npz", tmp_path / "nowhere" / "ham.npz", root=root)
+    assert value_of(environment / "ham.npz", root=root) == 2
+    tagged(here / "ham.npz", 3)
+    assert value_of("ham.npz") == value_of("ham.npz", root=root) == 3
+    tagged(root / "sub" / "deep.npz", 4)
+    assert value_of("sub/deep.npz", root=root) == 4
+
+
 def test_shapes_that_are_accepted(tmp_path: Path) -> None:
     grey = np.zeros((4, 6, 6), dtype=np.uint8)
     flat = np.array([0, 1, 1, 0], dtype=np.int32)

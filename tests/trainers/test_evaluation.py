@@ -1,5 +1,6 @@
-"""Evaluation: features against a plain loop, every row and column of the table, the supervised reference."""
+"""Evaluation: features against a plain loop, every row, column and prediction, training on the labels."""
 
+import copy
 import csv
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor, nn
 
 from amimv import InputError
@@ -16,13 +18,19 @@ from amimv.pipelines import ImageStore, load_store
 from amimv.pipelines.phantom import CLASS_NAMES, generate_phantom
 from amimv.pipelines.stores import MULTI_LABEL, channel_statistics
 from amimv.trainers import evaluate as command
+from amimv.trainers import evaluation
 from amimv.trainers.data import backbone_spec, load_split
 from amimv.trainers.evaluate import EvaluateSettings, evaluate
 from amimv.trainers.evaluation import (
     COLUMNS,
+    Judged,
     Splits,
+    best_supervised,
+    build_random,
     evaluate_features,
+    evaluate_run,
     extract_features,
+    judge,
     print_table,
     train_supervised,
     write_results,
@@ -30,8 +38,8 @@ from amimv.trainers.evaluation import (
 from amimv.trainers.settings import PretrainSettings, resolve, to_yaml
 
 EXPECTED_COLUMNS = (
-    "run,data,profile,rho,realised_ratio,n_train,method,recipe,sampler,features,probe,k,label_fraction,seed,"
-    "accuracy,balanced_accuracy,macro_f1,auc,head,medium,tail,revision"
+    "run,data,profile,rho,realised_ratio,total,n_train,method,recipe,sampler,partner,features,probe,k,label_fraction,"
+    "seed,steps,val_balanced_accuracy,accuracy,balanced_accuracy,macro_f1,auc,head,medium,tail,revision"
 )
 TRAIN_COUNTS = (20, 14, 10, 8, 6, 5, 4)
 
@@ -134,25 +142,29 @@ def test_the_view_size_is_respected(tiny: Splits) -> None:
 
 
 def test_rows_have_every_column_and_every_baseline(tiny: Splits) -> None:
-    settings = settings_for("--label-fractions", "0.5", "1", "--sampler", "class-balanced")
-    rows = judged(settings, tiny)
+    # The fractions stand in rising order, however they were given.
+    flags = ("--sampler", "class-balanced", "--partner", "square-root", "--steps", "9", "--finetune")
+    rows = judged(settings_for("--label-fractions", "1", "0.5", *flags), tiny)
     assert ",".join(COLUMNS) == EXPECTED_COLUMNS
     assert all(set(row) == set(COLUMNS) for row in rows)
     kinds = [(row["features"], row["probe"]) for row in rows if row["label_fraction"] == 1.0]
     probed = [(name, p) for name in ("raw pixels", "random", "pretrained", "supervised") for p in ("knn", "linear")]
+    probed.insert(6, ("pretrained", "fine-tuned"))
     assert kinds == [("majority", ""), *probed, ("supervised", "classifier")]
-    assert kinds == [(row["features"], row["probe"]) for row in rows if row["label_fraction"] == 0.5]
+    assert [(row["features"], row["probe"]) for row in rows] == 2 * kinds
+    assert [row["label_fraction"] for row in rows] == [0.5] * len(kinds) + [1.0] * len(kinds)
     half = sum(max(1, round(0.5 * n)) for n in TRAIN_COUNTS)
     for row in rows:
         assert row["n_train"] == (sum(TRAIN_COUNTS) if row["label_fraction"] == 1 else half)
         own = row["features"] == "pretrained"
-        named = ("mimv", "amimv-strength", "class-balanced") if own else ("", "", "")
-        assert (row["method"], row["recipe"], row["sampler"]) == named
+        named = ("mimv", "amimv-strength", "class-balanced", "square-root") if own else ("",) * 4
+        assert (row["method"], row["recipe"], row["sampler"], row["partner"]) == named
+        assert (row["total"], row["steps"]) == (0, 9)
         assert (row["run"], row["revision"], row["data"]) == ("r", "abc", "synthetic")
         assert (row["profile"], row["rho"], row["seed"]) == ("exp", 1.0, 0)
         assert row["realised_ratio"] == (5.0 if row["label_fraction"] == 1 else 10 / 2)
         assert (row["k"] != "") == (row["probe"] == "knn")
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "head", "medium", "tail"):
+        for name in COLUMNS[COLUMNS.index("val_balanced_accuracy") : COLUMNS.index("revision")]:
             assert 0 <= row[name] <= 1
 
 
@@ -232,8 +244,6 @@ def test_supervised_training_learns_an_easy_set_and_is_deterministic() -> None:
 
 def test_a_few_labels_are_normalised_as_all_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """The statistics of the spec count in training too, not those of the few labelled images."""
-    from amimv.trainers import evaluation
-
     seen = []
     real_loader = evaluation.PairLoader
 
@@ -254,8 +264,6 @@ def test_a_few_labels_are_normalised_as_all_images_are(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_supervised_training_takes_so_many_steps(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from amimv.trainers import evaluation
-
     factors = []
     real_schedule = evaluation.warmup_cosine
 
@@ -269,6 +277,344 @@ def test_supervised_training_takes_so_many_steps(steps: int, monkeypatch: pytest
     spec = backbone_spec(settings, train)
     train_supervised(settings, spec, train, build_random(spec, 0, "cpu"))  # two steps an epoch
     assert sorted(set(factors)) == [(step, steps) for step in range(steps)]  # once per parameter group
+
+
+# Training on the labels: from scratch, fine-tuned, at several rates
+
+
+def state_of(*networks: nn.Module) -> list[Tensor]:
+    """All parameters and buffers, apart from the networks."""
+    return [value.clone() for network in networks for value in network.state_dict().values()]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def pretrained_backbone(spec: BackboneSpec) -> nn.Module:
+    """Not a start of any seed: BatchNorm's statistics and the weights have moved."""
+    torch.manual_seed(11)
+    backbone = build_backbone(spec)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))
+        backbone.train()(torch.randn(16, 3, 28, 28))
+    return backbone.eval()
+
+
+def easy_splits() -> Splits:
+    return Splits(easy_store("train", 16), easy_store("val", 8), easy_store("test", 10))
+
+
+def found_by(settings: PretrainSettings, splits: Splits, pretrained: nn.Module | None, probe: str) -> Judged:
+    spec = backbone_spec(settings, splits.train)
+    (one,) = [j for _, _, j in judge(settings, splits, spec, pretrained) if j.probe == probe]
+    return one
+
+
+def plain_scores(network: tuple[nn.Module, nn.Module], store: ImageStore, spec: BackboneSpec) -> Tensor:
+    with torch.no_grad():
+        return network[1](plain_features(network[0], store, spec)).softmax(dim=1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fine_tuning_leaves_the_backbone_as_it_was(training: bool) -> None:
+    splits = easy_splits()
+    settings = settings_for("--finetune", "--supervised-steps", "3", "--supervised-lr", "0.01", "0.001")
+    spec = backbone_spec(settings, splits.train)
+    backbone = pretrained_backbone(spec).train(training)
+    before = state_of(backbone)
+    wanted = [parameter.requires_grad for parameter in backbone.parameters()]
+    rows, _ = evaluate_features(settings, splits, spec, backbone, "abc", "r")
+    assert ("pretrained", "fine-tuned") in [(row["features"], row["probe"]) for row in rows]
+    assert equal(state_of(backbone), before)
+    assert [parameter.requires_grad for parameter in backbone.parameters()] == wanted
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert backbone.training is training
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = easy_splits()
+    flags = ("--finetune", "--supervised-steps", "3", "--batch-size", "24", "--label-fractions", "0.5", "1")
+    settings = settings_for(*flags, "--supervised-lr", "0.002", "0.001", "--baselines", "no")
+    spec = backbone_spec(settings, splits.train)
+    backbone = pretrained_backbone(spec)
+    starts, rates, train = [], [], evaluation.train_supervised
+
+    def spy(s: PretrainSettings, spec: BackboneSpec, store: ImageStore, start: nn.Module, lr: float) -> object:
+        starts.append(state_of(start))
+        rates.append((len(store), lr))
+        return train(s, spec, store, start, lr)
+
+    monkeypatch.setattr(evaluation, "train_supervised", spy)
+    list(judge(settings, splits, spec, backbone))
+    # Every training, also the second at that rate and that of the next fraction, starts where pre-training ended.
+    assert rates == [(24, 0.002), (24, 0.001), (48, 0.002), (48, 0.001)]
+    assert all(equal(start, state_of(backbone)) for start in starts)
+
+
+def test_a_fine_tuned_row_is_a_training_from_there() -> None:
+    splits = easy_splits()
+    flags = ("--finetune", "--supervised-steps", "4", "--batch-size", "24", "--supervised-lr", "0.002")
+    settings = settings_for(*flags)
+    spec = backbone_spec(settings, splits.train)
+    backbone = pretrained_backbone(spec)
+    one = found_by(settings, splits, backbone, "fine-tuned")
+    assert (one.features, one.k) == ("pretrained", "")
+    network = train_supervised(settings, spec, splits.train, copy.deepcopy(backbone), 0.002)
+    for scores, store in ((one.val, splits.val), (one.test, splits.test)):
+        torch.testing.assert_close(scores, plain_scores(network, store, spec), rtol=1e-3, atol=1e-4)
+    assert not equal(state_of(network[0]), state_of(backbone)), "the backbone is trained, too"
+    scratch = train_supervised(settings, spec, splits.train, build_random(spec, 0, "cpu"), 0.002)
+    assert (one.test - plain_scores(scratch, splits.test, spec)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_the_supervised_row_is_a_training_from_the_runs_random_start(pretrained: bool) -> None:
+    splits = easy_splits()
+    settings = settings_for("--supervised-steps", "4", "--batch-size", "24", "--seed", "5", "--finetune")
+    spec = backbone_spec(settings, splits.train)
+    one = found_by(settings, splits, pretrained_backbone(spec) if pretrained else None, "classifier")
+    assert one.features == "supervised"
+    torch.manual_seed(5)
+    network = train_supervised(settings, spec, splits.train, build_backbone(spec), 5e-3)
+    for scores, store in ((one.val, splits.val), (one.test, splits.test)):
+        torch.testing.assert_close(scores, plain_scores(network, store, spec), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rates", [("1e-9", "0.005"), ("0.005", "1e-9")])
+def test_a_rate_that_cannot_learn_is_not_taken(rates: tuple[str, str]) -> None:
+    splits = easy_splits()
+    flags = ("--supervised-steps", "40", "--batch-size", "24", "--hue", "0", "--baselines", "only")
+    one = found_by(settings_for(*flags, "--supervised-lr", *rates), splits, None, "classifier")
+    alone = found_by(settings_for(*flags, "--supervised-lr", "0.005"), splits, None, "classifier")
+    lost = found_by(settings_for(*flags, "--supervised-lr", "1e-9"), splits, None, "classifier")
+    assert balanced_accuracy_score(splits.val.labels, one.val.argmax(1)) > 0.9
+    assert balanced_accuracy_score(splits.val.labels, lost.val.argmax(1)) < 0.7
+    assert torch.equal(one.val, alone.val)
+    assert torch.equal(one.test, alone.test)
+
+
+def with_accuracy(labels: Tensor, right: int) -> Tensor:
+    """Scores that are right for so many images of each class."""
+    seen, rows = [0, 0, 0], []
+    for label in labels.tolist():
+        rows.append(label if seen[label] < right else (label + 1) % 3)
+        seen[label] += 1
+    return nn.functional.one_hot(torch.tensor(rows), 3).float()
+
+
+@pytest.mark.parametrize(
+    ("val", "test", "taken"),
+    [
+        ((2, 7, 5), (9, 1, 5), 1),  # best on val, worst on test
+        ((7, 2, 5), (1, 9, 5), 0),
+        ((2, 5, 7), (9, 5, 1), 2),
+        ((2, 7, 7), (1, 3, 9), 1),  # of equals the first, although a later one is better on test
+    ],
+)
+def test_the_rate_is_chosen_on_val_and_never_on_test(
+    monkeypatch: pytest.MonkeyPatch, val: tuple[int, ...], test: tuple[int, ...], taken: int
+) -> None:
+    splits = easy_splits()
+    rates = (0.1, 0.2, 0.3)
+    backbones = {rate: nn.Identity() for rate in rates}
+    right = {"val": val, "test": test}
+
+    def train(*args: object) -> object:
+        return backbones[float(str(args[4]))], nn.Identity()
+
+    def classify(network: tuple[nn.Module, nn.Module], store: ImageStore, spec: BackboneSpec) -> Tensor:
+        i = [backbones[rate] for rate in rates].index(network[0])  # type: ignore[arg-type]
+        return with_accuracy(store.labels, right[store.split][i])
+
+    monkeypatch.setattr(evaluation, "train_supervised", train)
+    monkeypatch.setattr(evaluation, "_classify", classify)
+    settings = settings_for("--supervised-lr", *map(str, rates))
+    spec = backbone_spec(settings, splits.train)
+    network, *scores = best_supervised(settings, spec, splits.train, splits, nn.Identity())
+    assert network is backbones[rates[taken]]
+    assert torch.equal(scores[0], with_accuracy(splits.val.labels, val[taken]))
+    assert torch.equal(scores[1], with_accuracy(splits.test.labels, test[taken]))
+
+
+def test_the_labels_of_test_decide_nothing(tiny: Splits) -> None:
+    flags = ("--finetune", "--supervised-steps", "3", "--supervised-lr", "0.005", "0.0005")
+    settings = settings_for(*flags, "--label-fractions", "0.5", "1")
+    spec = backbone_spec(settings, tiny.train)
+    swapped = replace(tiny, test=replace(tiny.test, labels=(tiny.test.labels + 3) % 7))
+    results = [evaluate_features(settings, s, spec, pretrained_backbone(spec), "abc", "r") for s in (tiny, swapped)]
+    (rows, arrays), (other_rows, other_arrays) = results
+    for name in ("features", "probe", "k", "label_fraction", "val_balanced_accuracy"):
+        assert [row[name] for row in rows] == [row[name] for row in other_rows], name
+    for name in set(arrays) - {"labels"}:
+        assert np.array_equal(arrays[name], other_arrays[name]), name
+    assert [row["accuracy"] for row in rows] != [row["accuracy"] for row in other_rows]
+
+
+@pytest.mark.parametrize(
+    ("flags", "pretrained"),
+    [
+        (("--baselines", "only", "--finetune"), False),
+        (("--baselines", "no", "--finetune"), True),
+        (("--baselines", "no", "--finetune", "--supervised-steps", "0"), True),
+        (("--baselines", "yes", "--finetune", "--supervised-steps", "0"), True),
+        (("--baselines", "yes"), True),
+    ],
+)
+def test_which_rows_there_are(tiny: Splits, flags: tuple[str, ...], pretrained: bool) -> None:
+    settings = settings_for(*flags)
+    spec = backbone_spec(settings, tiny.train)
+    rows, arrays = evaluate_features(
+        settings, tiny, spec, pretrained_backbone(spec) if pretrained else None, "abc", "r"
+    )
+    steps = settings.supervised_steps > 0
+    expected = []
+    if "no" not in flags:
+        expected += [("majority", ""), *((name, p) for name in ("raw pixels", "random") for p in ("knn", "linear"))]
+    if pretrained:
+        expected += [("pretrained", "knn"), ("pretrained", "linear")]
+        expected += [("pretrained", "fine-tuned")] if "--finetune" in flags and steps else []
+    if "no" not in flags and steps:
+        expected += [("supervised", probe) for probe in ("knn", "linear", "classifier")]
+    assert [(row["features"], row["probe"]) for row in rows] == expected
+    assert ("projection" in arrays) is pretrained
+
+
+# Val, and every prediction
+
+
+def test_the_score_on_val_is_that_of_the_scores_on_val(tiny: Splits) -> None:
+    splits = replace(tiny, val=phantom_store("val", (9, 5, 4, 3, 3, 2, 2)))
+    settings = settings_for("--finetune", "--supervised-steps", "4", "--label-fractions", "0.5", "1")
+    spec = backbone_spec(settings, splits.train)
+    rows, _ = evaluate_features(settings, splits, spec, pretrained_backbone(spec), "abc", "r")
+    expected = {}
+    for fraction, _, one in judge(settings, splits, spec, pretrained_backbone(spec)):
+        assert one.val.shape == (28, 7)
+        score = balanced_accuracy_score(splits.val.labels.numpy(), one.val.numpy().argmax(1))
+        expected[fraction, one.features, one.probe] = score
+    assert len(rows) == len(expected) == 22
+    for row in rows:
+        score = expected[row["label_fraction"], row["features"], row["probe"]]
+        assert row["val_balanced_accuracy"] == pytest.approx(score, abs=1e-6), row
+    assert [row["val_balanced_accuracy"] for row in rows] != [row["balanced_accuracy"] for row in rows]
+
+
+def read_run(folder: Path) -> tuple[list[dict[str, str]], dict[str, np.ndarray]]:
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+        return rows, dict(arrays)
+
+
+def test_every_rows_predictions_give_its_accuracies(tiny: Splits, tmp_path: Path) -> None:
+    splits = replace(tiny, test=phantom_store("test", (8, 6, 5, 4, 3, 2, 2)))
+    flags = ("--supervised-steps", "4", "--finetune", "--label-fractions", "1", "0.5", "--batch-size", "16")
+    write_run(tmp_path, splits, *flags)
+    evaluate(EvaluateSettings(str(tmp_path / "run")))
+    rows, arrays = read_run(tmp_path / "run")
+    named = {"labels", "train_counts", "class_names", "projection"}
+    assert set(arrays) == named | {f"row_{i:03d}" for i in range(len(rows))}
+    assert len(rows) == 22
+    assert np.array_equal(arrays["labels"], splits.test.labels.numpy())
+    assert arrays["train_counts"].tolist() == list(TRAIN_COUNTS)
+    assert arrays["class_names"].tolist() == [str(c) for c in range(7)]
+    for i, row in enumerate(rows):
+        predicted = arrays[f"row_{i:03d}"]
+        assert predicted.shape == (30,)
+        expected = accuracy_score(arrays["labels"], predicted), balanced_accuracy_score(arrays["labels"], predicted)
+        assert (float(row["accuracy"]), float(row["balanced_accuracy"])) == pytest.approx(expected, abs=1e-6), row
+    assert len({arrays[f"row_{i:03d}"].tobytes() for i in range(len(rows))}) > 10, "rows differ"
+
+
+def test_the_projection_is_that_of_principal_components(tiny: Splits) -> None:
+    settings = settings_for("--supervised-steps", "0", "--baselines", "no")
+    spec = backbone_spec(settings, tiny.train)
+    backbone = pretrained_backbone(spec)
+    _, arrays = evaluate_features(settings, tiny, spec, backbone, "abc", "r")
+    with torch.no_grad():
+        features = plain_features(backbone, tiny.test, spec).double().numpy()
+    u, s, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    assert s[1] > 1.05 * s[2], "two components that are told apart from the rest"
+    assert s[0] > 1.05 * s[1]
+    expected = u[:, :2] * s[:2]
+    found = arrays["projection"]
+    assert (found.shape, found.dtype) == ((28, 2), np.float32)
+    found = found * np.sign((found * expected).sum(axis=0))
+    np.testing.assert_allclose(found, expected, atol=2e-3 * s[0] / len(found) ** 0.5)
+
+
+def test_predictions_are_there_before_the_results(
+    tiny: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """results.csv says that a run is done, so whatever else it leaves stands by then."""
+    settings = write_run(tmp_path, tiny, "--baselines", "no")
+    folder = tmp_path / "run"
+    seen = []
+
+    def write(rows: list[dict], path: Path) -> None:
+        with np.load(folder / "predictions.npz") as arrays:
+            seen.append(set(arrays))
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "write_results", write)
+        with pytest.raises(OSError, match="the disk is full"):
+            evaluate_run(settings, folder, tiny)
+    assert seen == [{"labels", "train_counts", "class_names", "projection", "row_000", "row_001"}]
+    assert not (folder / "results.csv").exists()
+
+    (folder / "predictions.npz").unlink()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            evaluate_run(settings, folder, tiny)
+    assert not (folder / "results.csv").exists()
+    assert not (folder / "predictions.npz").exists()
+    assert evaluate_run(settings, folder, tiny) > 0
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "backbone", "predictions.npz", "results.csv"}
+
+
+def test_multi_hot_labels_of_an_own_file_are_judged_and_fine_tuned(tmp_path: Path) -> None:
+    splits = Splits(multi_label_store("train", 60), multi_label_store("val", 24), multi_label_store("test", 36))
+    flags = ("--supervised-steps", "40", "--finetune", "--batch-size", "24", "--supervised-lr", "1e-9", "5e-3")
+    write_run(tmp_path, splits, *flags)
+    before = (tmp_path / "run" / "backbone" / "model.safetensors").read_bytes()
+    evaluate(EvaluateSettings(str(tmp_path / "run")))
+    assert (tmp_path / "run" / "backbone" / "model.safetensors").read_bytes() == before
+    rows, arrays = read_run(tmp_path / "run")
+    assert len(rows) == 11
+    truth = splits.test.labels.numpy()
+    assert np.array_equal(arrays["labels"], truth)
+    for i, row in enumerate(rows):
+        predicted = arrays[f"row_{i:03d}"]
+        assert predicted.shape == truth.shape
+        balanced = np.mean([balanced_accuracy_score(truth[:, c], predicted[:, c]) for c in range(2)])
+        expected = (predicted == truth).mean(), balanced
+        assert (float(row["accuracy"]), float(row["balanced_accuracy"])) == pytest.approx(expected, abs=1e-6), row
+    found = {(row["features"], row["probe"]): row for row in rows}
+    for kind in (("pretrained", "fine-tuned"), ("supervised", "classifier")):
+        assert float(found[kind]["accuracy"]) > 0.9, kind
+        assert float(found[kind]["val_balanced_accuracy"]) > 0.85, kind
+
+
+def test_the_score_on_val_of_multi_hot_labels() -> None:
+    splits = Splits(multi_label_store("train", 60), multi_label_store("val", 24), multi_label_store("test", 36))
+    settings = settings_for("--supervised-steps", "6", "--finetune", "--batch-size", "24")
+    spec = backbone_spec(settings, splits.train)
+    rows, _ = evaluate_features(settings, splits, spec, pretrained_backbone(spec), "abc", "r")
+    truth, expected = splits.val.labels.numpy(), {}
+    for _, _, one in judge(settings, splits, spec, pretrained_backbone(spec)):
+        assert -1e-6 < float(one.val.min()) <= float(one.val.max()) < 1 + 1e-6
+        predicted = one.val.numpy() > 0.5
+        score = np.mean([balanced_accuracy_score(truth[:, c], predicted[:, c]) for c in range(2)])
+        expected[one.features, one.probe] = score
+    assert {(r["features"], r["probe"]): r["val_balanced_accuracy"] for r in rows} == pytest.approx(expected, abs=1e-6)
 
 
 # Tables and the command
@@ -292,14 +638,14 @@ def test_the_table_file_is_whole_and_the_printed_one_readable(
     assert f"{100 * pretrained['balanced_accuracy']:.1f}" in printed
 
 
-def write_run(folder: Path, tiny: Splits) -> PretrainSettings:
+def write_run(folder: Path, splits: Splits, *flags: str) -> PretrainSettings:
     """A finished run as pre-training leaves it."""
     arrays = {}
     for split in ("train", "val", "test"):
-        store = getattr(tiny, split)
+        store = getattr(splits, split)
         arrays |= {f"{split}_images": store.images.numpy(), f"{split}_labels": store.labels.numpy()}
     np.savez(folder / "own.npz", **arrays)
-    settings, sources = resolve(["--data", str(folder / "own.npz"), "--supervised-steps", "0"])
+    settings, sources = resolve(["--data", str(folder / "own.npz"), "--supervised-steps", "0", *flags])
     (folder / "run").mkdir()
     (folder / "run" / "config.yaml").write_text(to_yaml(settings, sources))
     spec = backbone_spec(settings, load_split(settings, "train", "cpu"))
@@ -346,3 +692,25 @@ def test_evaluate_refuses_bad_fractions(tiny: Splits, tmp_path: Path) -> None:
     write_run(tmp_path, tiny)
     with pytest.raises(InputError, match="label fractions"):
         evaluate(EvaluateSettings(str(tmp_path / "run"), label_fractions=(1.5,)))
+
+
+def test_a_run_of_baselines_only_is_evaluated_again(tiny: Splits, tmp_path: Path) -> None:
+    """It has no backbone to be read."""
+    write_run(tmp_path, tiny, "--baselines", "only")
+    for path in (tmp_path / "run" / "backbone").iterdir():
+        path.unlink()
+    (tmp_path / "run" / "backbone").rmdir()
+    evaluate(EvaluateSettings(str(tmp_path / "run")))
+    rows, arrays = read_run(tmp_path / "run")
+    assert {row["features"] for row in rows} == {"majority", "raw pixels", "random"}
+    assert "projection" not in arrays
+
+
+def test_a_rate_that_diverges_is_passed_over_and_all_of_them_are_an_error(tiny: Splits) -> None:
+    settings = settings_for("--supervised-lr", "1e30", "1e-4", "--supervised-steps", "4")
+    spec = backbone_spec(settings, tiny.train)
+    start = build_random(spec, 0, "cpu")
+    _, val, _ = best_supervised(settings, spec, tiny.train, tiny, start)
+    assert val.isfinite().all()
+    with pytest.raises(InputError, match=r"diverged at every learning rate \(1e\+30\)"):
+        best_supervised(replace(settings, supervised_lr=(1e30,)), spec, tiny.train, tiny, start)

@@ -1,5 +1,6 @@
 """The real command: exact resume, signals, bad input, two processes."""
 
+import csv
 import json
 import logging
 import os
@@ -87,6 +88,11 @@ def test_a_run_leaves_everything_it_promises_and_its_config_runs_again(tiny_npz:
     assert (folder / "backbone" / "model.safetensors").is_file()
     assert any((folder / "checkpoints").iterdir())
     assert list(folder.rglob("events.out.tfevents*")), "the tracker wrote nothing"
+    seconds = json.loads((folder / "environment.json").read_text())["wall_seconds"]
+    assert set(seconds) == {"training", "evaluation"}
+    logged = [json.loads(line)["seconds"] for line in (folder / "timings.jsonl").read_text().splitlines()]
+    assert seconds["training"] == pytest.approx(sum(logged))
+    assert seconds["evaluation"] > 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
     assert any("knn_val" in row for row in rows)
@@ -95,6 +101,62 @@ def test_a_run_leaves_everything_it_promises_and_its_config_runs_again(tiny_npz:
     assert second.returncode == 0, second.stderr
     again = tmp_path / "runs" / "second" / "metrics.jsonl"
     assert again.read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+def evaluated(monkeypatch: pytest.MonkeyPatch, folder: Path, data: Path, baselines: str) -> Path:
+    """The folder of a run of four steps, in this process, of which the own file is found by --root."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(folder)
+    flags = (
+        *("--data", data.name, "--root", str(data.parent), "--batch-size", "16", "--steps", "4", "--knn-every", "0"),
+        *("--supervised-steps", "3", "--supervised-lr", "1e-3", "1e-2", "--label-fractions", "0.5", "1", "--finetune"),
+        *("--seed", "3", "--rho", "20", "--baselines", baselines, "--name", baselines),
+    )
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags])
+    module.main()
+    return folder / "runs" / baselines
+
+
+def rows_of(folder: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """The rows of a run without its name, by what tells them apart."""
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    by_kind = {tuple(row.pop(name) for name in ("label_fraction", "features", "probe")): row for row in rows}
+    assert len(by_kind) == len(rows)
+    assert {row.pop("run") for row in rows} == {folder.name}
+    return by_kind
+
+
+def predictions_of(folder: Path) -> dict[tuple[str, ...], list[int]]:
+    with np.load(folder / "predictions.npz") as arrays:
+        return {kind: arrays[f"row_{i:03d}"].tolist() for i, kind in enumerate(rows_of(folder))}
+
+
+def test_baselines_and_pretrained_apart_are_what_they_are_together(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: evaluated(monkeypatch, tmp_path, tiny_npz, name) for name in ("yes", "no", "only")}
+    rows = {name: rows_of(folder) for name, folder in folders.items()}
+    assert {kind[1] for kind in rows["no"]} == {"pretrained"}
+    assert {kind[1] for kind in rows["only"]} == {"majority", "raw pixels", "random", "supervised"}
+    assert (len(rows["no"]), len(rows["only"])) == (2 * 3, 2 * 8)
+    assert rows["no"] | rows["only"] == rows["yes"]
+    predicted = {name: predictions_of(folder) for name, folder in folders.items()}
+    assert predicted["no"] | predicted["only"] == predicted["yes"]
+    for name in ("config.yaml", "environment.json", "train_indices.npy", "predictions.npz"):
+        assert all((folder / name).is_file() for folder in folders.values()), name
+    indices = [np.load(folder / "train_indices.npy").tolist() for folder in folders.values()]
+    assert indices[0] == indices[1] == indices[2]
+    assert len(indices[0]) < N_TRAIN, "a subset, so that judging on all would show"
+    for name in ("backbone", "checkpoints", "metrics.jsonl", "curves.png"):
+        assert not (folders["only"] / name).exists(), name
+        assert (folders["no"] / name).exists(), name
+    environments = {name: json.loads((f / "environment.json").read_text()) for name, f in folders.items()}
+    assert set(environments["only"]["wall_seconds"]) == {"evaluation"}
+    assert set(environments["no"]["wall_seconds"]) == {"training", "evaluation"}
+    for name in ("training_images", "training_counts", "realised_ratio", "revision", "packages", "device"):
+        assert environments["only"][name] == environments["yes"][name], name
 
 
 @pytest.mark.parametrize("flags", [("--mixed-precision", "bf16"), ("--backend", "dali"), ("--recipe", "multi-crop")])
@@ -464,6 +526,9 @@ BAD_FLAGS = {
     "impossible ratio": (("--rho", "0.5"), "0.5"),
     "fp16 without gpu": (("--mixed-precision", "fp16"), "GPU"),
     "no length": (("--steps", "0"), "--epochs or --steps"),
+    "rate of 0": (("--supervised-lr", "0"), "supervised learning rates are (0.0,)"),
+    "unknown baselines": (("--baselines", "maybe"), "unknown value of baselines 'maybe'"),
+    "missing file of baselines": (("--baselines", "only", "--data", "nowhere.npz"), "nowhere.npz"),
 }
 
 

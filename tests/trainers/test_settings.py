@@ -444,6 +444,13 @@ def test_a_flag_for_the_second_side_changes_that_side_only() -> None:
         (("--resume", "yes"), "unknown resume mode 'yes'"),
         (("--warmup", "1"), "warmup is 1.0"),
         (("--label-fractions", "0"), "label fractions are (0.0,)"),
+        (("--supervised-lr", "0"), "supervised learning rates are (0.0,), expected one or more above 0"),
+        (("--supervised-lr", "0.1", "-1"), "supervised learning rates are (0.1, -1.0)"),
+        (("--supervised-lr", "nan"), "supervised learning rates are (nan,)"),
+        (("--supervised-lr", "0.1", "inf"), "supervised learning rates are (0.1, inf)"),
+        (("--supervised-steps", "-1"), "supervised_steps is -1, expected at least 0"),
+        (("--baselines", "maybe"), "unknown value of baselines 'maybe'"),
+        (("--baselines", "onyl"), "unknown value of baselines 'onyl': did you mean only"),
         (("--partners", "0"), "partners is 0, expected at least 1"),
         (("--crop-min", "0"), "crop is (0.0, 1.0)"),
         (("--hflip", "2"), "hflip is 2.0"),
@@ -483,6 +490,10 @@ def test_bad_values_on_the_command_line(flags: tuple[str, ...], expected: str) -
         ("name: 3\n", "name is 3, expected str"),
         ("label_fractions: 0.5\n", "label_fractions is 0.5, expected"),
         ("label_fractions: [some]\n", "label_fractions is ['some'], expected"),
+        ("supervised_lr: 0.5\n", "supervised_lr is 0.5, expected"),
+        ("supervised_lr: [fast]\n", "supervised_lr is ['fast'], expected"),
+        ("finetune: 1\n", "finetune is 1, expected bool"),
+        ("baselines: yes\n", "baselines is True, expected str"),
         ("near_zero: small\n", "near_zero is 'small', expected float"),
         ("- lr\n", "holds no settings"),
         ("", "holds no settings"),
@@ -517,6 +528,20 @@ def test_numbers_that_yaml_reads_as_text_are_fine(tmp_path: Path) -> None:
     assert settings.label_fractions == (0.01, 1.0)
 
 
+def test_no_learning_rate_in_a_file_is_an_error(tmp_path: Path) -> None:
+    config = write(tmp_path, "supervised_lr: []\n")
+    assert "supervised learning rates are (), expected one or more above 0" in refused("--config", str(config))
+
+
+def test_a_config_from_before_a_setting_was_there_still_reads(tmp_path: Path) -> None:
+    settings, sources = resolve(["--method", "simclr"])
+    new = ("supervised_lr", "finetune", "baselines")
+    lines = [line for line in to_yaml(settings, sources).splitlines() if line.split(":")[0] not in new]
+    path = write(tmp_path, "\n".join(lines) + "\n")
+    assert from_yaml(path) == settings
+    assert (settings.supervised_lr, settings.finetune, settings.baselines) == ((0.005,), False, "yes")
+
+
 # There and back
 
 
@@ -529,6 +554,8 @@ def test_numbers_that_yaml_reads_as_text_are_fine(tmp_path: Path) -> None:
         ("--data", "some where/a.npz", "--backbone", "resnet18", "--root", "1", "--exclude-duplicates", "no"),
         ("--method", "simclr-ts", "--preset", "none"),
         ("--method", "byol", "--second-crop-min", "0.5", "--second-solarise-p", "None"),
+        ("--baselines", "no", "--finetune", "--supervised-lr", "1e-4", "0.005"),
+        ("--baselines", "yes"),
         *(("--method", method) for method in METHODS),
     ],
 )
