@@ -218,9 +218,11 @@ def _images(subset: PretrainSettings) -> str:
 
 def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
     """A name one can read, and a hash of everything that the results depend on."""
-    names = OF_BASELINES if kind == "baselines" else [field.name for field in fields(settings)]
+    own = [field for field in fields(settings) if kind == "cell" or field.name in OF_BASELINES]
     left_out = [name for name in NOT_IDENTITY if images or name not in ("rho", "profile", "total")]
-    identity = [(name, getattr(settings, name)) for name in sorted(names) if name not in left_out]
+    # Without defaults, so that a setting that is new in a later version leaves the names of earlier runs as they are.
+    changed = [field.name for field in own if getattr(settings, field.name) != field.default]
+    identity = [(name, getattr(settings, name)) for name in sorted(changed) if name not in left_out]
     digest = hashlib.sha256(repr((kind, identity, images)).encode()).hexdigest()[:8]
     name = default_name(settings)
     if kind == "baselines":
