@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, check_choice
 
 
 def _precise(za: Tensor, zb: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +65,27 @@ def nt_xent(za: Tensor, zb: Tensor, *, temperature: float = 0.2, ids: Tensor | N
     return F.cross_entropy(logits.masked_fill(dropped, -torch.inf), positive)
 
 
+def _extreme(similarity: Tensor, high: float | None, low: float | None, near_zero: float | None) -> Tensor:
+    """Where similarities are above, below or nearer to 0 than the bounds, of which None is none; bool."""
+    dropped = torch.zeros_like(similarity, dtype=torch.bool)
+    if high is not None:
+        dropped = dropped | (similarity > high)
+    if low is not None:
+        dropped = dropped | (similarity < low)
+    if near_zero is not None:
+        dropped = dropped | (similarity.abs() < near_zero)
+    return dropped
+
+
+def _mean_of_logs(log_numerator: Tensor, denominator: Tensor, kept: Tensor) -> Tensor:
+    """Mean of ``log(denominator) - log_numerator`` over the kept columns, all ``(2B,)``; 0 where none is kept.
+
+    The denominator of the others may be 0, whose logarithm has no gradient that a later mask could undo.
+    """
+    logs = torch.where(kept, denominator, 1).log() - log_numerator
+    return torch.where(kept, logs, 0).sum() / kept.sum().clamp(min=1)
+
+
 def mimv_loss(
     za: Tensor,
     zb: Tensor,
@@ -74,6 +95,8 @@ def mimv_loss(
     high: float | None = 0.9,
     low: float | None = -0.9,
     near_zero: float | None = 0.1,
+    spare_positives: bool = False,
+    average: str = "ratios",
     ids: Tensor | None = None,
 ) -> Tensor:
     """MIMV's loss (arXiv 2509.08469 and its published code): the negative logarithm of a mean of ratios.
@@ -89,39 +112,50 @@ def mimv_loss(
     ``r_j = 0``, and a mean below the smallest normal number counts as that number (a loss of 87.3 in ``float32``,
     without a gradient).
 
+    ``average="logs"`` is the mean of ``-log r_j`` over the columns whose positive is left; where none is, the loss is
+    0 with a gradient of 0. With ``"once"`` it is finite and differentiable too; with ``"published"`` a single
+    negative denominator makes it NaN.
+
     Args:
         za, zb: ``(B, D)``, row i of one is the positive of row i of the other; any scale.
         temperature: of the cosine similarities.
         self_term: ``"once"``, or ``"published"`` to reproduce the published code.
         high, low: similarities above, below are eliminated; None keeps them (as published for ImageNet).
         near_zero: similarities smaller in absolute value are eliminated; None keeps them.
+        spare_positives: never eliminate positives, however extreme (the published code does).
+        average: ``"ratios"`` as published, or ``"logs"``.
         ids: ``(B,)`` image of each row; entries between other rows of the same image are left out.
     """
     if self_term not in ("once", "published"):
         raise InputError(f"self_term is '{self_term}', expected 'once' or 'published'")
+    check_choice("average", average, ("ratios", "logs"))
     similarity = _similarities(za, zb)
-    positive = _positives(len(za), similarity.device)
-    dropped = torch.zeros_like(similarity, dtype=torch.bool)
-    if high is not None:
-        dropped = dropped | (similarity > high)
-    if low is not None:
-        dropped = dropped | (similarity < low)
-    if near_zero is not None:
-        dropped = dropped | (similarity.abs() < near_zero)
+    positive = _positives(len(za), similarity.device)[None]
+    dropped = _extreme(similarity, high, low, near_zero)
+    if spare_positives:
+        dropped = dropped.scatter(0, positive, False)
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     if ids is not None:
-        dropped = dropped | (_same_image(ids, positive) & ~itself)
+        dropped = dropped | (_same_image(ids, positive[0]) & ~itself)
+    kept = ~dropped.gather(0, positive)[0]
+    logits = similarity / temperature
+    log_numerator = logits.gather(0, positive)[0]
     if self_term == "published":
-        weights = torch.exp(similarity / temperature).masked_fill(dropped, 0)
+        weights = torch.exp(logits).masked_fill(dropped, 0)
         denominator = weights.sum(dim=0) - torch.exp(torch.ones_like(weights[0]) / temperature)
-        return -(weights.gather(0, positive[None])[0] / denominator).mean().log()
-    logits = (similarity / temperature).masked_fill(dropped | itself, -torch.inf)
+        if average == "logs":
+            return _mean_of_logs(log_numerator, denominator, kept)
+        return -(weights.gather(0, positive)[0] / denominator).mean().log()
+    logits = logits.masked_fill(dropped | itself, -torch.inf)
     # A column's ratio does not change when the column shifts; with its largest entry at 0 no temperature over- or
     # underflows, and the denominator is at least 1 unless the column is empty.
     largest = logits.detach().amax(dim=0)
-    weights = torch.exp(logits - largest.masked_fill(largest == -torch.inf, 0))
+    largest = largest.masked_fill(largest == -torch.inf, 0)
+    weights = torch.exp(logits - largest)
     denominator = weights.sum(dim=0)
-    ratio = weights.gather(0, positive[None])[0] / torch.where(denominator > 0, denominator, 1)
+    if average == "logs":
+        return _mean_of_logs(log_numerator - largest, denominator, kept)
+    ratio = weights.gather(0, positive)[0] / torch.where(denominator > 0, denominator, 1)
     return -ratio.mean().clamp(min=torch.finfo(ratio.dtype).tiny).log()
 
 

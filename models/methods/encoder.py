@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from amimv import InputError
 from amimv.models.backbones import encode
 
 Sides = Sequence[Sequence[Tensor]]
@@ -29,11 +31,15 @@ class Encoder(nn.Module):
     """Backbone and projector, and a head (predictor, prototypes) if the method has one.
 
     Takes all sides at once, so that `DistributedDataParallel` sees one forward pass, but runs the views one after the
-    other: each has its own BatchNorm statistics. The head sees a side's summed embedding.
+    other: each has its own BatchNorm statistics. With ``shared_norm`` a side's views are one batch with one set of
+    statistics, and must have the same size. The head sees a side's summed embedding.
     """
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module, head: nn.Module | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module, head: nn.Module | None = None, *, shared_norm: bool = False
+    ) -> None:
         super().__init__()
+        self.shared_norm = shared_norm
         self.backbone = backbone
         self.projector = projector
         self.head = head
@@ -44,13 +50,32 @@ class Encoder(nn.Module):
         return {f"backbone.{name}" for name in names}
 
     def forward(self, sides: Sides) -> Embeddings:
-        """Sides of ``(B, C, H, W)`` views of any sizes to their embeddings."""
+        """Sides of ``(B, C, H, W)`` views of any sizes to their embeddings.
+
+        With ``shared_norm`` an `InputError` if the views of one side differ in size.
+        """
         z = [self._embed(side) for side in sides]
         return Embeddings(z, z if self.head is None else [self.head(side) for side in z])
 
     def _embed(self, side: Sequence[Tensor]) -> Tensor:
-        first, *others = (self.projector(encode(self.backbone, view)) for view in side)
+        if self.shared_norm:
+            first, *others = self._project(_concatenate(side)).chunk(len(side))
+        else:
+            first, *others = (self._project(view) for view in side)
         return sum(others, start=first)
+
+    def _project(self, views: Tensor) -> Tensor:
+        z: Tensor = self.projector(encode(self.backbone, views))
+        return z
+
+
+def _concatenate(side: Sequence[Tensor]) -> Tensor:
+    """``(V * B, C, H, W)`` of V views."""
+    shapes = sorted({tuple(view.shape) for view in side})
+    if len(shapes) > 1:
+        listed = " and ".join(map(str, shapes))
+        raise InputError(f"shared_norm: views of one side have shapes {listed}, expected one; leave shared_norm off")
+    return torch.cat(list(side))
 
 
 def cross_pairs(sides: int) -> list[tuple[int, int]]:

@@ -32,6 +32,12 @@ class MimvSettings:
     """similarities below are eliminated; None: kept"""
     near_zero: float | None = 0.1
     """similarities this near to 0 are eliminated; None: kept"""
+    spare_positives: bool = False
+    """never eliminate positives, however extreme (published: they are)"""
+    average: str = "ratios"
+    """what is averaged over a batch: ratios, before the logarithm (published), or logs, after it"""
+    shared_norm: bool = False
+    """a side's views share BatchNorm statistics: one concatenated batch (published: one pass per view)"""
     projector_hidden: int = 0
     """width of the projector's two hidden layers; 0: that of the features"""
     projector_out: int = 0
@@ -44,7 +50,8 @@ class Mimv(nn.Module):
         self.settings = settings
         width = feature_width(backbone)
         hidden = settings.projector_hidden or width
-        self.online = Encoder(backbone, build_mlp((width, hidden, hidden, settings.projector_out or width // 4)))
+        projector = build_mlp((width, hidden, hidden, settings.projector_out or width // 4))
+        self.online = Encoder(backbone, projector, shared_norm=settings.shared_norm)
         self.teacher = copy_teacher(self.online)
 
     def begin_step(self, step: int, total_steps: int) -> None:
@@ -68,6 +75,8 @@ class Mimv(nn.Module):
                 high=s.high,
                 low=s.low,
                 near_zero=s.near_zero,
+                spare_positives=s.spare_positives,
+                average=s.average,
                 ids=ids,
             )
             for z in embeddings

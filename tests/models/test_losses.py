@@ -52,9 +52,10 @@ def mimv_columns(
     high: float | None = 0.9,
     low: float | None = -0.9,
     near_zero: float | None = 0.1,
+    spare_positives: bool = False,
     ids: list[int] | None = None,
 ) -> list[tuple[float, float]]:
-    """Per column j of P: the positive's entry, and the denominator."""
+    """Per column j of P: the positive's entry (0 if it is eliminated), and the denominator."""
     rows = interleave(za, zb)
     columns = []
     for j in range(len(rows)):
@@ -64,6 +65,8 @@ def mimv_columns(
             extreme = (high is not None and s > high) or (low is not None and s < low)
             extreme = extreme or (near_zero is not None and abs(s) < near_zero)
             same_image = ids is not None and ids[i // 2] == ids[j // 2] and i not in (j, j ^ 1)
+            if spare_positives and i == j ^ 1:
+                extreme = False
             if extreme or same_image or (i == j and self_term == "once"):
                 continue
             p = math.exp(s / temperature)
@@ -76,8 +79,11 @@ def mimv_columns(
     return columns
 
 
-def mimv_by_loop(za: Rows, zb: Rows, **settings: Any) -> float:
+def mimv_by_loop(za: Rows, zb: Rows, *, average: str = "ratios", **settings: Any) -> float:
     columns = mimv_columns(za, zb, **settings)
+    if average == "logs":
+        logs = [-math.log(numerator / denominator) for numerator, denominator in columns if numerator > 0]
+        return sum(logs) / len(logs) if logs else 0.0
     ratios = [0.0 if denominator == 0 else numerator / denominator for numerator, denominator in columns]
     mean = sum(ratios) / len(ratios)
     return -math.log(mean) if mean > 0 else math.nan
@@ -170,6 +176,82 @@ def test_the_pairs_above_lose_some_positives_and_feel_every_bound() -> None:
     kept = [numerator > 0 for numerator, _ in mimv_columns(za, zb)]
     assert 0 < sum(kept) < len(kept)
     assert len({mimv_by_loop(za, zb, **BOUNDS[name]) for name in ("all", "no-high", "no-low", "no-near-zero")}) == 4
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"spare_positives": True},
+    {"average": "logs"},
+    {"spare_positives": True, "average": "logs"},
+]
+EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS, ids=["spared", "logs", "spared-logs"])
+
+
+@EACH_VARIANT
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize(
+    ("batch", "width", "settings"),
+    [
+        (5, 4, {"temperature": 0.1}),
+        (8, 3, {}),
+        (6, 32, {"temperature": 0.15}),
+        (6, 4, {"ids": [0, 1, 2, 0, 3, 1]}),
+        (16, 3, {"self_term": "published", "temperature": 4.0}),
+        (16, 3, {"self_term": "published", "temperature": 4.0, "ids": [i // 2 for i in range(16)]}),
+    ],
+)
+def test_mimv_variants_value_and_gradient_equal_a_loop(
+    batch: int, width: int, settings: dict[str, Any], bounds: str, variant: dict[str, Any]
+) -> None:
+    za, zb = draw_pair(batch, width, seed=1)
+    assert_as_loop(mimv_loss, mimv_by_loop, za, zb, **settings, **BOUNDS[bounds], **variant)
+
+
+@pytest.mark.parametrize("self_term", ["once", "published"])
+def test_every_variant_is_another_loss_where_positives_are_extreme(self_term: str) -> None:
+    pair = draw_pair(16, 3, seed=1)
+    values = [mimv_loss(*pair, self_term=self_term, temperature=1.0, **variant) for variant in ({}, *VARIANTS)]
+    assert all(value.isfinite() for value in values)
+    assert len({round(float(value), 6) for value in values}) == 4
+
+
+@pytest.mark.parametrize("s", [0.95, -0.95, 0.05])
+def test_each_bound_spares_positives(s: float) -> None:
+    """Two pairs at similarity s, orthogonal to each other: only the positives are left, if they are spared."""
+    za = torch.zeros(2, 4, dtype=torch.float64)
+    zb = za.clone()
+    za[0, 0] = za[1, 2] = 1
+    zb[0, :2] = zb[1, 2:] = torch.tensor([s, math.sqrt(1 - s * s)], dtype=torch.float64)
+    assert float(mimv_loss(za, zb, spare_positives=True)) == pytest.approx(0, abs=1e-12)
+    assert float(mimv_loss(za, zb)) == pytest.approx(-math.log(torch.finfo(torch.float64).tiny))
+
+
+@pytest.mark.parametrize("self_term", ["once", "published"])
+def test_variants_without_effect_agree(self_term: str) -> None:
+    """Sparing is nothing where no positive is extreme, and both averages are one where all columns are alike."""
+    za, zb = draw_pair(16, 3, seed=1)
+    off = BOUNDS["none"]
+    kept = mimv_loss(za, zb, self_term=self_term, **off)
+    assert torch.equal(mimv_loss(za, zb, self_term=self_term, spare_positives=True, **off), kept)
+    alike = torch.eye(4, dtype=torch.float64)
+    settings: dict[str, Any] = {"self_term": self_term, **off}
+    ratios, logs = (mimv_loss(alike, alike.clone(), average=name, **settings) for name in ("ratios", "logs"))
+    torch.testing.assert_close(logs, ratios)
+    assert float(logs) == pytest.approx(math.log(1 + 6 * math.exp(-1 / 0.3)))
+
+
+def test_mimv_without_bounds_averaged_as_logs_is_nt_xent() -> None:
+    za, zb = draw_pair(8, 6, seed=4)
+    value, gradient = value_and_gradient(mimv_loss, za, zb, temperature=0.2, average="logs", **BOUNDS["none"])
+    expected, slopes = value_and_gradient(nt_xent, za, zb, temperature=0.2)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, slopes)
+
+
+def test_mimv_defaults_are_the_published_treatment_of_positives() -> None:
+    pair = draw_pair(8, 3, seed=1)
+    for self_term in ("once", "published"):
+        written_out = mimv_loss(*pair, self_term=self_term, spare_positives=False, average="ratios")
+        assert torch.equal(mimv_loss(*pair, self_term=self_term), written_out) or written_out.isnan()
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 0, 3, 1], [4, 4, 4, 4, 4, 9], [0, 1, 2, 3, 4, 5]])
@@ -329,6 +411,47 @@ def test_mimv_once_is_finite_with_finite_gradients(
         assert not gradient.any()
 
 
+@EACH_VARIANT
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 0.01])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_mimv_variants_are_finite_with_finite_gradients(
+    case: Callable[[], tuple[Tensor, Tensor]], temperature: float, dtype: torch.dtype, variant: dict[str, Any]
+) -> None:
+    za, zb = (z.to(dtype) for z in case())
+    value, gradient = value_and_gradient(mimv_loss, za, zb, temperature=temperature, **variant)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    if case in NOTHING_LEFT and variant == {"average": "logs"}:
+        assert float(value) == 0
+        assert not gradient.any()
+
+
+def test_logs_of_a_batch_without_positives_are_zero_in_the_published_variant_too() -> None:
+    """Orthogonal rows: the self entry is all of a column, and taking it off leaves exactly nothing."""
+    za, zb = torch.eye(6, dtype=torch.float64).split(3)
+    settings: dict[str, Any] = {"self_term": "published", "high": None, "average": "logs"}
+    value, gradient = value_and_gradient(mimv_loss, za, zb, **settings)
+    assert float(value) == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("width", [8, 64, 128])
+@EACH_VARIANT
+def test_mimv_variants_in_single_precision_are_right_at_small_temperatures(
+    variant: dict[str, Any], width: int, seed: int
+) -> None:
+    """Ratios down to exp(-200), whose logarithms float32 holds and which themselves it does not."""
+    generator = torch.Generator().manual_seed(seed)
+    za, zb = torch.randn(2, 6, width, generator=generator, dtype=torch.float64)
+    value, gradient = value_and_gradient(mimv_loss, za.float(), zb.float(), temperature=0.01, **variant)
+    expected = mimv_by_loop(za.tolist(), zb.tolist(), temperature=0.01, **variant)
+    assert gradient.isfinite().all()
+    assert float(value) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 def test_an_eliminated_column_counts_with_a_ratio_of_zero() -> None:
     za, zb = one_column_eliminated()
     columns = mimv_columns(za.tolist(), zb.tolist())
@@ -395,6 +518,11 @@ def test_autocast_does_not_lower_the_precision(loss: Callable[..., Tensor]) -> N
 def test_mimv_refuses_an_unknown_self_term() -> None:
     with pytest.raises(InputError, match=r"twice.*expected 'once' or 'published'"):
         mimv_loss(*draw_pair(2, 3), self_term="twice")
+
+
+def test_mimv_refuses_an_unknown_average() -> None:
+    with pytest.raises(InputError, match=r"unknown average 'log': did you mean logs.*choose from ratios, logs"):
+        mimv_loss(*draw_pair(2, 3), average="log")
 
 
 @pytest.mark.parametrize("loss", [mimv_loss, nt_xent])

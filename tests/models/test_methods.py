@@ -12,6 +12,7 @@ import torch
 from timm.optim import Lars
 from torch import Tensor, nn
 
+from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.losses import (
     barlow_twins_loss,
@@ -165,18 +166,26 @@ def dino_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
     return mean(losses)
 
 
+def embed_as_one_batch_by_hand(encoder: Any, side: Sequence[Tensor]) -> Tensor:
+    z = encoder.projector(encoder.backbone(torch.cat(list(side))))
+    return z.reshape(len(side), len(side[0]), -1).sum(dim=0)
+
+
 def mimv_by_hand(method: Any, sides: Any, ids: Any, step: int) -> Tensor:
     a, b, *local = sides
     s = method.settings
+    embed = embed_as_one_batch_by_hand if s.shared_norm else embed_by_hand
     with torch.no_grad():
-        target = embed_by_hand(method.teacher, b)
+        target = embed(method.teacher, b)
     bounds = {"high": s.high, "low": s.low, "near_zero": s.near_zero}
     losses = [
         mimv_loss(
-            embed_by_hand(method.online, side),
+            embed(method.online, side),
             target,
             temperature=s.temperature,
             self_term=s.self_term,
+            spare_positives=s.spare_positives,
+            average=s.average,
             ids=ids,
             **bounds,
         )
@@ -316,8 +325,10 @@ def assert_by_hand(
         )
     for (key, tensor), other in zip(method.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(tensor, other, msg=key)
+    shared_norm = getattr(method.settings, "shared_norm", False)
+    embed = embed_as_one_batch_by_hand if shared_norm else embed_by_hand
     with torch.no_grad():
-        torch.testing.assert_close(embeddings, embed_by_hand(twin.online, pair.sides[0]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(embeddings, embed(twin.online, pair.sides[0]), rtol=1e-4, atol=1e-5)
     return loss.detach()
 
 
@@ -383,6 +394,9 @@ def test_gradients_reach_what_is_trained_and_not_the_teacher(name: str, backbone
         {"near_zero": None},
         {"near_zero": 0.4},
         {"self_term": "published", "high": None, "temperature": 2.0},
+        {"spare_positives": True, "near_zero": 0.5},
+        {"average": "logs"},
+        {"shared_norm": True},
     ],
 )
 def test_mimv_passes_its_settings_on(settings: dict[str, Any]) -> None:
@@ -399,6 +413,9 @@ def test_every_setting_of_mimv_changes_its_loss() -> None:
         {"high": 0.3},
         {"low": 0.3},
         {"near_zero": 0.5},
+        {"near_zero": 0.5, "spare_positives": True},
+        {"average": "logs"},
+        {"shared_norm": True},
         {"self_term": "published"},
     ):
         method = build_method("mimv", **{"high": None, "low": None, "near_zero": None, **change})
@@ -684,6 +701,67 @@ def test_local_sides_are_used(name: str) -> None:
         method = build_method(name)
         losses.append(method.loss(method.online, sides, None)[0].item())
     assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_shared_norm_is_one_pass_per_side(recipe: str) -> None:
+    """Loss, gradients and running statistics of both networks are those of sides concatenated by hand."""
+    method, pair = build_method("mimv", shared_norm=True), one_batch(recipe)
+    assert method.online.shared_norm
+    assert method.teacher.shared_norm
+    rows: dict[str, list[int]] = {"online": [], "teacher": []}
+    for who, seen in rows.items():
+        encoder = getattr(method, who)
+        encoder.backbone.register_forward_hook(lambda _, given, __, seen=seen: seen.append(len(given[0])))
+    method.loss(method.online, pair.sides, None)
+    side_a, side_b, *local = (len(side) * BATCH for side in pair.sides)
+    assert rows == {"online": [side_a, *local], "teacher": [side_b]}
+    assert_by_hand("mimv", build_method("mimv", shared_norm=True), pair, step=STEP)
+
+
+def two_encoders(norm: bool) -> tuple[Encoder, Encoder]:
+    """Of the same weights, one with a pass per view and one with a shared batch."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU(), nn.Flatten()]
+    separate = Encoder(nn.Sequential(*layers), nn.Linear(216, 5))
+    twin = copy.deepcopy(separate)
+    return separate, Encoder(twin.backbone, twin.projector, shared_norm=True)
+
+
+def unlike_views() -> list[Tensor]:
+    """Brightness and contrast differ from view to view, and so do their statistics."""
+    views = torch.randn(3, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return [views[0], 3 * views[1] + 2, 0.2 * views[2] - 1]
+
+
+def test_a_shared_norm_differs_from_separate_passes_by_its_statistics() -> None:
+    (separate, shared), views = two_encoders(norm=True), unlike_views()
+    apart, together = (encoder([views]).z[0] for encoder in (separate, shared))
+    assert (apart - together).abs().max() > 0.1
+    # A side of one view has nothing to share.
+    torch.testing.assert_close(separate([views[:1]]).z[0], shared([views[:1]]).z[0], rtol=0, atol=0)
+    assert int(separate.backbone.get_buffer("1.num_batches_tracked")) == 4
+    assert int(shared.backbone.get_buffer("1.num_batches_tracked")) == 2
+
+
+@pytest.mark.parametrize(("norm", "training"), [(False, True), (False, False), (True, False)])
+def test_a_shared_norm_changes_nothing_without_batch_statistics(norm: bool, training: bool) -> None:
+    (separate, shared), views = two_encoders(norm), unlike_views()
+    for encoder in (separate, shared):
+        encoder.train(training)
+        encoder([views, views[:1]]).z[0].square().sum().backward()
+    torch.testing.assert_close(shared([views, views[:2]]).z, separate([views, views[:2]]).z)
+    for mine, other in zip(shared.parameters(), separate.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_norm_refuses_views_of_several_sizes() -> None:
+    (separate, shared) = (Encoder(nn.AdaptiveAvgPool2d(1), nn.Flatten(), shared_norm=on) for on in (False, True))
+    large, small = torch.ones(2, 3, 8, 8), torch.ones(2, 3, 6, 6)
+    assert separate([[large, small]]).z[0].shape == (2, 3)
+    assert [tuple(z.shape) for z in shared([[large, large], [small]]).z] == [(2, 3), (2, 3)]
+    with pytest.raises(InputError, match=r"shared_norm.*\(2, 3, 6, 6\) and \(2, 3, 8, 8\), expected one"):
+        shared([[large, small]])
 
 
 @pytest.mark.parametrize("has_head", [False, True])
