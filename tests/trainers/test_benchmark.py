@@ -1,0 +1,206 @@
+"""Running a study: what is done stays done, what fails is written down, the rest goes on."""
+
+import csv
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amimv import InputError
+from amimv.trainers import benchmark as module
+from amimv.trainers.benchmark import BenchmarkSettings, benchmark, own_shard, run_cell
+from amimv.trainers.study import read_study
+
+STUDY = """
+settings: {steps: 4, batch_size: 16, total: 70, label_fractions: [1.0], supervised_steps: 0, knn_every: 0}
+grids:
+  one: {method: [simclr, byol]}
+"""
+
+
+def write(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchmarkSettings, Path]:
+    """A study of three cells that was run."""
+    folder = tmp_path_factory.mktemp("study")
+    settings = BenchmarkSettings(str(write(folder)), output=str(folder / "out"), workers=2)
+    assert benchmark(settings) == 0
+    return settings, folder / "out"
+
+
+def test_every_cell_is_an_ordinary_run_that_is_done(finished: tuple[BenchmarkSettings, Path]) -> None:
+    settings, out = finished
+    cells = read_study(Path(settings.study))
+    assert len({c.run for c in cells}) == 3
+    for cell in cells:
+        rows = list(csv.DictReader((out / cell.run / "results.csv").open()))
+        wanted = {"majority", "raw pixels", "random"} if cell.kind == "baselines" else {"pretrained"}
+        assert {row["features"] for row in rows} == wanted
+        assert (out / cell.run / "predictions.npz").is_file()
+        assert not (out / cell.run / "checkpoints").exists()
+    assert not (out / "failed").exists()
+    assert len(list(csv.DictReader((out / "plan.csv").open()))) == 3
+
+
+def test_the_same_command_again_runs_nothing(
+    finished: tuple[BenchmarkSettings, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.subprocess, "run", lambda *args, **kwargs: pytest.fail("a cell was run twice"))
+    assert benchmark(finished[0]) == 0
+    cell = read_study(Path(finished[0].study))[0]
+    assert run_cell(cell.flags(), finished[1], cell.run) == "done"
+
+
+def test_a_dry_run_lists_the_cells_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = BenchmarkSettings(str(write(tmp_path)), output=str(tmp_path / "out"), dry_run=True)
+    assert benchmark(settings) == 0
+    shown = capsys.readouterr().out
+    assert all(cell.run in shown for cell in read_study(Path(settings.study)))
+    assert "hours left" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cell_that_fails_is_written_down_and_the_rest_goes_on(tmp_path: Path) -> None:
+    text = STUDY.replace("[simclr, byol]", "simclr, lr: [1e30, 1e-3], baselines: false")
+    out = tmp_path / "out"
+    assert benchmark(BenchmarkSettings(str(write(tmp_path, text)), output=str(out))) == 1
+    bad, good = read_study(tmp_path / "study.yaml")
+    reason = (out / "failed" / f"{bad.run}.txt").read_text()
+    assert reason.count("\n") == 1
+    assert "loss is nan" in reason
+    assert (out / good.run / "results.csv").is_file()
+
+
+class Exits:
+    """Stands for a cell's process: writes a line, maybe results, and exits."""
+
+    def __init__(self, out: Path, line: str, status: int, results: bool = False) -> None:
+        self.out, self.line, self.status, self.results = out, line, status, results
+
+    def __call__(self, command: list[str], stdout: object, stderr: object, env: dict[str, str]) -> object:
+        stdout.write(self.line + "\n")  # type: ignore[attr-defined]
+        if self.results:
+            run = command[command.index("--name") + 1]
+            (self.out / run).mkdir(exist_ok=True)
+            (self.out / run / "results.csv").write_text("run\n")
+        return subprocess.CompletedProcess(command, self.status)
+
+
+def test_a_failure_is_forgotten_once_the_cell_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "50 %\rerror: no such thing", 2))
+    assert run_cell([], tmp_path, "a") == "no such thing"
+    assert (tmp_path / "failed" / "a.txt").read_text() == "no such thing\n"
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "finished", 0, results=True))
+    assert run_cell([], tmp_path, "a") == "done"
+    assert not (tmp_path / "failed" / "a.txt").exists()
+
+
+def test_an_interrupted_cell_has_not_failed_and_a_killed_one_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "SIGTERM: saved", 75))
+    assert run_cell([], tmp_path, "a") == "interrupted"
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "step 3", -9))
+    assert run_cell([], tmp_path, "a") == "killed by signal 9; last line: step 3"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "thesis.txt").write_text("mine"), "is not empty and holds no run"),
+        (lambda folder: (folder / "config.yaml").write_text("method: [sim"), "not a readable YAML"),
+        (lambda folder: (folder / "config.yaml").write_text("method: simclr\nsteps: 99\n"), "was run with"),
+    ],
+)
+def test_a_foreign_folder_is_left_as_it_is(spoil: object, message: str, tmp_path: Path) -> None:
+    text = STUDY.replace("[simclr, byol]", "simclr, baselines: false")
+    (cell,) = read_study(write(tmp_path, text))
+    folder = tmp_path / "out" / cell.run
+    folder.mkdir(parents=True)
+    spoil(folder)  # type: ignore[operator]
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert benchmark(BenchmarkSettings(str(tmp_path / "study.yaml"), output=str(tmp_path / "out"))) == 1
+    assert message in (tmp_path / "out" / "failed" / f"{cell.run}.txt").read_text()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_shards_share_the_cells_out(tmp_path: Path) -> None:
+    cells = read_study(write(tmp_path))
+    parts = [[c.run for c in own_shard(cells + cells, f"{i}/2")] for i in (1, 2)]
+    assert sorted(parts[0] + parts[1]) == sorted(c.run for c in cells)
+    for shard in ("3/2", "0/2", "2", "a/b"):
+        with pytest.raises(InputError, match=f"shard is '{shard}', expected PART/PARTS"):
+            own_shard(cells, shard)
+
+
+def test_a_cell_that_runs_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.subprocess, "run", lambda *args, **kwargs: pytest.fail("a cell was run twice"))
+    (tmp_path / "locks").mkdir()
+    code = (
+        "import fcntl, sys, time; from pathlib import Path; out = Path(sys.argv[1])\n"
+        "file = (out / 'locks' / 'a').open('w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True)\n"
+        "time.sleep(1); (out / 'a').mkdir(); (out / 'a' / 'results.csv').write_text('run')"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    assert run_cell([], tmp_path, "a") == "done"
+    other.wait()
+
+
+@pytest.mark.slow
+def test_killed_in_mid_cell_the_same_command_goes_on(tmp_path: Path, finished: tuple[BenchmarkSettings, Path]) -> None:
+    """kill -9 of the command and of the run below it; then every run is as if nothing had happened."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "amimv.trainers.benchmark", finished[0].study, "--output", str(out)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (begun := [*out.glob("*simclr*/config.yaml")]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert begun
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (begun[0].parent / "results.csv").exists()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    for cell in read_study(Path(finished[0].study)):
+        same = [folder / cell.run / "metrics.jsonl" for folder in (out, finished[1])]
+        if cell.kind == "cell":
+            assert same[0].read_bytes() == same[1].read_bytes()
+            assert (out / "logs" / f"{cell.run}.log").read_text().count("finished in") == 1
+
+
+def test_a_lock_is_let_go_of_with_its_process(tmp_path: Path) -> None:
+    with module.locked(tmp_path / "lock"), (tmp_path / "lock").open("w") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.slow
+def test_submitit_runs_cells_as_jobs(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    text = STUDY.replace("[simclr, byol]", "simclr, baselines: false")
+    settings = BenchmarkSettings(str(write(tmp_path, text)), output=str(tmp_path / "out"), cluster="local", hours=0.1)
+    assert benchmark(settings) == 0
+    (cell,) = read_study(tmp_path / "study.yaml")
+    assert (tmp_path / "out" / cell.run / "results.csv").is_file()
+
+
+def test_bad_settings_are_one_line(tmp_path: Path) -> None:
+    study = str(write(tmp_path))
+    with pytest.raises(InputError, match="workers is 0"):
+        benchmark(BenchmarkSettings(study, workers=0))
+    with pytest.raises(InputError, match="unknown cluster 'slrum': did you mean slurm"):
+        benchmark(BenchmarkSettings(study, cluster="slrum"))
+    with pytest.raises(InputError, match="no such config file"):
+        benchmark(BenchmarkSettings(str(tmp_path / "none.yaml")))

@@ -1,0 +1,173 @@
+"""From a study's file to its cells."""
+
+import csv
+import itertools
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from amimv import InputError
+from amimv.pipelines import load_store, long_tail
+from amimv.trainers import study
+from amimv.trainers.settings import CONFIGS, PretrainSettings, resolve
+from amimv.trainers.study import Cell, read_study, write_plan
+
+SMALL = """
+settings: {steps: 3, batch_size: 16, label_fractions: [0.5, 1.0]}
+sets:
+  mine: {data: phantom, data_seed: 4, steps: 7}
+grids:
+  one:
+    data: [phantom, mine]
+    method: [simclr, amimv]
+    rho: [1, 50]
+    total: common
+    seed: [0, 1]
+"""
+
+
+def cells_of(text: str, folder: Path) -> list[Cell]:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return read_study(path)
+
+
+def test_a_grid_is_the_product_of_its_axes_with_one_baseline_per_subset_and_seed(tmp_path: Path) -> None:
+    cells = cells_of(SMALL, tmp_path)
+    made = {
+        (c.settings.data_seed, c.given["method"], c.settings.rho, c.settings.seed) for c in cells if c.kind == "cell"
+    }
+    assert made == set(itertools.product([0, 4], ["simclr", "amimv"], [1.0, 50.0], [0, 1]))
+    bare = [(c.settings.data_seed, c.settings.rho, c.settings.seed) for c in cells if c.kind == "baselines"]
+    assert sorted(bare) == sorted(itertools.product([0, 4], [1.0, 50.0], [0, 1]))
+    assert all(c.settings.baselines == ("only" if c.kind == "baselines" else "no") for c in cells)
+
+
+def test_seed_by_seed_and_baselines_first(tmp_path: Path) -> None:
+    order = [(c.settings.seed, c.kind) for c in cells_of(SMALL, tmp_path)]
+    assert order == [(s, k) for s in (0, 1) for k, n in (("baselines", 4), ("cell", 8)) for _ in range(n)]
+
+
+def test_the_grid_wins_over_the_set_and_the_set_over_the_common_settings(tmp_path: Path) -> None:
+    cells = cells_of(SMALL, tmp_path)
+    assert {(c.settings.data_seed, c.settings.steps) for c in cells if c.kind == "cell"} == {(0, 3), (4, 7)}
+    cells = cells_of(SMALL + "    steps: 9\n", tmp_path)
+    assert {c.settings.steps for c in cells if c.kind == "cell"} == {9}
+
+
+def test_the_common_total_is_the_largest_that_every_ratio_reaches(tmp_path: Path) -> None:
+    labels = load_store("phantom", split="train", seed=0).labels
+
+    def reached(total: int) -> bool:
+        try:
+            return all(len(long_tail(labels, rho, "exp", 0, total)) == total for rho in (1, 50))
+        except InputError:
+            return False
+
+    expected = max(total for total in range(7, 400) if reached(total))
+    cells = [c for c in cells_of(SMALL, tmp_path) if c.settings.data_seed == 0]
+    assert {c.settings.total for c in cells} == {expected}
+
+
+@pytest.mark.parametrize("name", ["study-small.yaml", "study-dermatoscopy.yaml", "ablation.yaml"])
+def test_the_flags_of_a_cell_give_its_settings(name: str, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMIMV_DATA", str(real_data))
+    for cell in read_study(CONFIGS / name)[::7]:
+        settings, _ = resolve(cell.flags())
+        assert settings == cell.settings
+        assert not cell.problem
+
+
+def test_a_null_survives(tmp_path: Path) -> None:
+    text = "grids: {a: {method: mimv, high: [null, 0.9], total: 70, steps: 2, batch_size: 8, baselines: false}}"
+    cells = cells_of(text, tmp_path)
+    assert [resolve(c.flags())[0].high for c in cells] == [None, 0.9]  # type: ignore[attr-defined]
+    assert cells[0].run != cells[1].run
+
+
+def test_equal_cells_are_one_run_and_different_ones_are_not(tmp_path: Path) -> None:
+    base = "steps: 2, baselines: false, method: simclr"
+    grids = {
+        "natural": f"{{{base}, profile: natural}}",
+        "capped": f"{{{base}, rho: 1}}",
+        "again": f"{{{base}}}",
+        "other-seed": f"{{{base}, seed: 1}}",
+        "other-steps": f"{{{base}, steps: 3}}".replace("steps: 2, ", ""),
+        "other-images": f"{{{base}, rho: 60}}",
+        "other-labels": f"{{{base}, label_fractions: [0.5]}}",
+        "other-temperature": f"{{{base}, temperature: 0.7}}",
+    }
+    text = "grids:\n" + "".join(f"  {name}: {grid}\n" for name, grid in grids.items())
+    runs = {c.grid: c.run.rsplit("-", 1)[1] for c in cells_of(text, tmp_path)}
+    assert runs["natural"] == runs["capped"] == runs["again"]
+    assert len(set(runs.values())) == 6
+
+
+def test_names_do_not_change_with_settings_that_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [c.run for c in cells_of(SMALL, tmp_path)]
+    real = fields
+    monkeypatch.setattr(study, "fields", lambda settings: [f for f in real(settings) if f.name != "sync_bn"])
+    assert [c.run for c in cells_of(SMALL, tmp_path)] == before
+
+
+def test_a_name_of_baselines_does_not_depend_on_the_training(tmp_path: Path) -> None:
+    names = [
+        {c.run for c in cells_of(SMALL + extra, tmp_path) if c.kind == "baselines"} for extra in ("", "    lr: 1\n")
+    ]
+    assert names[0] == names[1]
+
+
+def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path) -> None:
+    cells = cells_of(SMALL, tmp_path)
+    write_plan(cells, tmp_path / "plan.csv")
+    rows = list(csv.DictReader((tmp_path / "plan.csv").open()))
+    assert [row["run"] for row in rows] == [c.run for c in cells]
+    python, script, *flags = shlex.split(rows[-1]["command"])
+    assert (python, script) == ("python", "trainers/pretrain.py")
+    assert resolve(flags)[0] == cells[-1].settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {}", r"unknown key 'grid': did you mean grids\?"),
+        ("settings: {}", "has no grids"),
+        ("grids: {a: 3}", "grid a is 3, expected lines"),
+        ("grids: {a: {methd: simclr}}", "unknown setting 'methd': did you mean method"),
+        ("grids: {a: {method: simclrr}}", "unknown method 'simclrr': did you mean simclr"),
+        ("grids: {a: {data: retinamnits}}", "unknown data set 'retinamnits': did you mean retinamnist"),
+        ("grids: {a: {data: missing.npz, steps: 2}}", "there is no file missing.npz"),
+        ("grids: {a: {seed: []}}", "seed is an empty list"),
+        ("grids: {a: {output: here}}", "output cannot be given"),
+        ("grids: {a: {rho: [1, 100], total: 2900, steps: 2}}", "rho 1: total 2900 .* use a total of at most"),
+        ("grids: {a: {steps: many}}", "steps is 'many', expected int"),
+        ("grids: [", "not a readable YAML"),
+        ("sets: 3\ngrids: {a: {}}", "sets is 3, expected lines"),
+    ],
+)
+def test_bad_input_is_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        cells_of(text, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_that_cannot_be_downloaded_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study._training_split.cache_clear()
+    real, asked = study.load_split, []
+
+    def load(settings: PretrainSettings, split: str, device: torch.device | str) -> object:
+        asked.append(settings.data)
+        if settings.data == "bloodmnist":
+            raise InputError("bloodmnist.npz is missing and could not be downloaded")
+        return real(settings, split, device)
+
+    monkeypatch.setattr(study, "load_split", load)
+    text = "grids: {a: {data: [phantom, bloodmnist], rho: [1, 9], total: common, steps: 2}}"
+    cells = cells_of(text, tmp_path)
+    problems = {(c.settings.data, bool(c.problem)) for c in cells}
+    assert problems == {("phantom", False), ("bloodmnist", True)}
+    assert asked.count("bloodmnist") == 1
+    study._training_split.cache_clear()
