@@ -1,288 +1,269 @@
-"""One page from many runs: ``python tools/report.py runs/study -o report.html``.
+"""One page about all runs of a folder: ``python tools/report.py runs/study -o report.html``.
 
-Tables with spread and intervals, robustness figures, and behind every number the runs, their commands, settings and
-versions. ``--format md``, ``csv`` or ``latex`` give the tables alone, for papers. The page needs no network.
+Tables of every data set, imbalance and share of labels beside their baselines, paired bootstrap intervals against a
+reference, what imbalance costs, what samplers gain, and the command, settings and versions behind each number. The
+page needs no network. ``--format md | csv | latex`` write the main tables alone.
 """
 
-import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import jinja2
+import numpy as np
 import pandas as pd
 import tyro
-from jinja2 import Environment, FileSystemLoader, select_autoescape
-from markupsafe import Markup
 
 from amimv import InputError, check_choice, run_command
-from amimv.tools.report_figures import draw_robustness, drops, figures_of, sampler_gains
+from amimv.tools.report_figures import (
+    Picture,
+    draw_confusions,
+    draw_projections,
+    draw_recalls,
+    draw_robustness,
+)
+from amimv.tools.report_runs import Run, Study, read_study
 from amimv.tools.report_tables import (
-    BASELINES,
     PROBES,
-    Study,
-    compare,
+    Table,
     describe_subset,
+    difference_table,
+    drop_table,
+    find_reference,
+    gain_table,
     long_form,
-    order,
-    read_study,
-    subsets,
-    summarise,
+    main_table,
+    percent,
+    pick,
+    stored,
+    with_fixed_tail,
 )
 
 logger = logging.getLogger("amimv")
 
-SUFFIXES = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
-#: Of the second tables.
-METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "auc", "head", "medium", "tail")
+FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
 
 
 @dataclass(frozen=True)
 class ReportSettings:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders of run folders, such as a study's"""
+    """folders of run folders, or run folders"""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
-    """the report; empty: report.html (or .md, .csv, .tex) in the first folder"""
+    """the file; empty: report.html, report.md, report.csv or report.tex"""
     format: str = "html"
-    """html, md, csv or latex"""
-    reference: str = "mimv on amimv-strength"
-    """the row that others are compared with"""
+    """html, or the main tables alone as md, csv or latex"""
+    baseline: str = "amimv"
+    """method, or row of a table, that others are compared with; amimv: the first method where it was not run"""
+    probe: str = "knn"
+    """whose accuracy, AUC and so on are shown, and whose figures: knn, linear or fine-tuned"""
+    pool_grids: bool = False
+    """what several grids say about the same images into one table, as for an ablation"""
 
 
-def percent(value: float) -> str:
-    return "" if math.isnan(value) else f"{100 * value:.1f}"
+@dataclass(frozen=True)
+class Part:
+    """One subset and label fraction: its main table, and the differences from the reference."""
+
+    main: Table
+    differences: Table | None
 
 
-def share(fraction: float) -> str:
-    return f"{100 * fraction:g} %"
+@dataclass(frozen=True)
+class DataSection:
+    """What one grid says about one data set."""
+
+    name: str
+    anchor: str
+    sentences: tuple[str, ...]
+    parts: tuple[Part, ...]
+    drops: tuple[Table, ...]
+    gains: tuple[Table, ...]
+    robustness: tuple[Picture, ...]
+    recalls: Picture | None
+    confusions: Picture | None
+    projections: Picture | None
 
 
-def main_table(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """A subset's table: mean and spread as text, means as numbers, and which rows are pre-trained.
-
-    Rows: baselines, then methods; columns: probe by label fraction, and the number of seeds.
-    """
-    summary = summarise(rows)
-    summary = summary.assign(column=[f"{share(f)} {p}" for f, p in summary[["label_fraction", "column"]].to_numpy()])
-    names = list(dict.fromkeys(PROBES.values()))
-    fractions = sorted(rows["label_fraction"].unique())
-    columns = [f"{share(f)} {p}" for f in fractions for p in names if f"{share(f)} {p}" in set(summary["column"])]
-    means = summary.pivot_table(index="label", columns="column", values="mean").reindex(order(list(summary["label"])))
-    stds = summary.pivot(index="label", columns="column", values="std").reindex(means.index)
-    text = pd.DataFrame("", index=means.index, columns=columns)
-    for label in means.index:
-        for column in columns:
-            mean, std = means.loc[label, column], stds.loc[label, column]
-            # Nothing to tell of what no seed changes.
-            text.loc[label, column] = percent(mean) + (f" ± {percent(std)}" if std > 0 else "")
-    seeds = summary.groupby("label")["count"].max().reindex(means.index)
-    text["seeds"] = seeds.astype(int).astype(str)
-    pretrained = sorted(set(summary.loc[~summary["baseline"], "label"]))
-    return text, means[columns], pretrained
+def split_parts(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The results of each subset and label fraction, from balanced to skewed and from few labels to all."""
+    keys = ["grid", "data", "profile", "total", "rho", "label_fraction"]
+    for _, part in rows.groupby(keys, sort=True):
+        yield part
 
 
-def metrics_table(study: Study, rows: pd.DataFrame, fraction: float, reference: str) -> pd.DataFrame:
-    """All metrics of the linear probe with these labels, and the difference from the reference row."""
-    own = rows[(rows["label_fraction"] == fraction) & (rows["probe"].isin(["linear", ""]))]
-    columns = {metric: summarise(own, metric).set_index("label")["mean"].map(percent) for metric in METRICS}
-    table = pd.DataFrame(columns)
-    table = table.reindex(order(list(own["label"]))).rename(columns=lambda name: name.replace("_", " "))
-    if reference in table.index:
-        against = {
-            label: compare(own, study, label, reference, fraction) for label in table.index if label != reference
-        }
-        table[f"against {reference} [95 %]"] = [
-            f"{100 * i.difference:+.1f} [{100 * i.low:+.1f}, {100 * i.high:+.1f}]" if (i := against.get(label)) else ""
-            for label in table.index
-        ]
-    return table
-
-
-def links(rows: pd.DataFrame) -> dict[str, str]:
-    """For each row of a table, links to the runs behind it, by their seeds."""
-    found = {}
-    for label, own in rows.groupby("label"):
-        runs = own[["seed", "run"]].drop_duplicates().sort_values("seed").to_numpy()
-        anchors = (f'<a href="#{escape(run)}" title="{escape(run)}">{seed}</a>' for seed, run in runs)
-        found[str(label)] = f' <span class="spread">seed {" ".join(anchors)}</span>'
-    return found
-
-
-def to_html(
-    table: pd.DataFrame,
-    means: pd.DataFrame | None = None,
-    pretrained: Sequence[str] = (),
-    head: str = "",
-    runs: Mapping[str, str] | None = None,
-) -> str:
-    """A table with the best of the pre-trained rows of each column in bold, and links to the runs of each row."""
-    best = {} if means is None or not len(pretrained) else means.loc[list(pretrained)].max().round(3).to_dict()
-    lines = [f"<table><thead><tr><th>{escape(head)}</th>"]
-    lines += [f"<th>{escape(str(c)).replace(' % ', ' %<br>')}</th>" for c in table.columns] + ["</tr></thead><tbody>"]
-    for label, row in table.iterrows():
-        kind = ' class="baseline"' if label in BASELINES.values() else ""
-        lines.append(f"<tr{kind}><td>{escape(str(label))}{(runs or {}).get(str(label), '')}</td>")
-        for column, value in row.items():
-            shown = escape(str(value)).replace(" ± ", ' <span class="spread">± ')
-            shown += "</span>" if "spread" in shown else ""
-            bold = (
-                means is not None
-                and label in pretrained
-                and round(means.loc[label].get(column, -1), 3) == best.get(column)
-            )
-            lines.append(f"<td>{f'<strong>{shown}</strong>' if bold else shown}</td>")
-        lines.append("</tr>")
-    return "".join([*lines, "</tbody></table>"])
-
-
-def note_on(study: Study, rows: pd.DataFrame) -> str:
-    """How far the numbers of a subset can be trusted, and what differs between its runs."""
-    runs = [study.runs[name] for name in dict.fromkeys(rows["run"])]
-    sizes = {len(run.arrays["labels"]) for run in runs if "labels" in run.arrays}
-    parts = []
-    if sizes:
-        n = max(sizes)
-        parts.append(f"{n:,} test images: one standard error of an accuracy of 50 % is {50 / math.sqrt(n):.1f} points")
-    steps = sorted(int(s) for s in rows.loc[rows["features"] == "pretrained", "steps"].dropna().unique())
-    if steps:
-        parts.append(f"pre-trained for {' or '.join(f'{s:,}' for s in steps)} steps")
-    revisions = {str(run.environment.get("revision")) for run in runs}
-    if len(revisions) > 1:
-        parts.append(f"run by {len(revisions)} revisions of the code")
-    return "; ".join(parts) + "."
-
-
-def plain(table: pd.DataFrame) -> str:
-    """A data frame of names and points as HTML."""
-    if table.empty:
-        return ""
-    shown = table.copy()
-    for column in shown.columns:
-        if shown[column].dtype == float:
-            shown[column] = shown[column].map(lambda value: "" if math.isnan(value) else f"{value:.1f}")
-    return to_html(shown.set_index(shown.columns[0]), head=str(shown.columns[0]))
-
-
-def render_html(study: Study, title: str, reference: str) -> str:
-    """The whole page."""
-    rows, fraction = study.rows, float(study.rows["label_fraction"].max())
-    tables = []
-    for key, own in subsets(rows):
-        text, means, pretrained = main_table(own)
-        extras = []
-        for one in sorted(own["label_fraction"].unique()):
-            extra = metrics_table(study, own, one, reference)
-            extras.append(
-                {"title": f"Linear probe, {share(one)} of the labels: all metrics", "html": Markup(to_html(extra))}
-            )
-        html = Markup(to_html(text, means, pretrained, runs=links(own)))
-        tables.append(
-            {"title": describe_subset(key, own), "note": note_on(study, own), "html": html, "extras": extras}
-        )
-    runs = [
-        {
-            "name": name,
-            "seconds": f"{run.seconds:,.0f}",
-            "revision": run.environment.get("revision", ""),
-            "command": run.command,
-            "config": run.config,
-            "packages": json.dumps(run.environment.get("packages", {}), indent=2),
-        }
-        for name, run in sorted(study.runs.items())
-    ]
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=select_autoescape(default=True, default_for_string=True))
-    return environment.get_template("report.html.jinja").render(
-        title=title,
-        summary=describe(study),
-        synthetic=(rows["data"] == "phantom").any(),
-        tables=tables,
-        labels=share(fraction),
-        robustness=[(name, Markup(svg)) for name, svg in draw_robustness(rows, fraction)],
-        drops=Markup(plain(drops(rows, fraction))),
-        gains=Markup(plain(sampler_gains(rows, fraction))),
-        figures=[{k: v if k == "title" else Markup(v) for k, v in f.items()} for f in figures_of(study, fraction)],
-        runs=runs,
-        versions=versions(study),
-        failed=study.failed,
-        not_run=study.not_run,
-        left_out=study.left_out,
+def describe_test(rows: pd.DataFrame, study: Study) -> tuple[str, ...]:
+    """How much the size of the test set lets one tell; nothing where it is unknown."""
+    found: Any = next((one for _, row in rows.iterrows() if (one := stored(row.to_frame().T, study))), None)
+    if not found or found[0][0].labels.ndim != 1:
+        return ()
+    labels = found[0][0].labels
+    counts = np.unique(labels, return_counts=True)[1]
+    whole, balanced = 50 / math.sqrt(len(labels)), 50 * math.sqrt((1 / counts).sum()) / len(counts)
+    return (
+        f"{len(labels):,} test images: one standard error of an accuracy near 50 % is {whole:.1f} points, and of a "
+        f"balanced accuracy with every recall near 50 %, {balanced:.1f} points (the smallest class has "
+        f"{counts.min():,} test images).",
     )
 
 
-def describe(study: Study) -> str:
-    """How much there is, in a sentence."""
+def best_by_val(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each method its row with the highest mean on the validation split, and the baselines."""
+    means = rows[~rows["baseline"]].groupby(["method", "name"], sort=False)["val_balanced_accuracy"].mean()
+    best = [names.fillna(-1).idxmax()[1] for _, names in means.groupby(level="method", sort=False)]
+    return rows[rows["baseline"] | rows["name"].isin(best)]
+
+
+def build_data(rows: pd.DataFrame, study: Study, settings: ReportSettings, anchor: str) -> DataSection:
+    """All about the results of one grid and data set."""
+    probe = settings.probe
+    name = str(rows["data"].iloc[0])
+    parts = tuple(
+        Part(main_table(part, study.runs, probe), difference_table(part, study, settings.baseline))
+        for part in split_parts(rows)
+    )
+    gains = [gain_table(part, probe) for part in split_parts(rows)]
+    drops, robustness = [], []
+    for _, part in pick(rows, probe).groupby(["profile", "total", "label_fraction"], sort=True):
+        if part["rho"].nunique() > 1:
+            part = with_fixed_tail(part, study)
+            labels = percent(part["label_fraction"].iloc[0])
+            drops.append(drop_table(part, probe))
+            profile, total = part["profile"].iloc[0], part["total"].iloc[0]
+            of = f"{profile}, {total:,.0f} images" if total else f"{profile}, classes capped"
+            robustness.append(draw_robustness(part, f"{name} ({of}), {PROBES[probe][0]}, {labels} of the labels"))
+    # The hardest setting with all labels stands for all in the pictures of single classes.
+    last = rows[rows["label_fraction"] == rows["label_fraction"].max()]
+    last = last[last["rho"] == last["rho"].max()]
+    last = next(part for _, part in last.groupby(["profile", "total"], sort=True))
+    title = f"{name}, {describe_subset(last.iloc[0])}, {percent(last['label_fraction'].iloc[0])} of the labels"
+    picked, best = pick(last, probe), best_by_val(pick(last, probe))
+    return DataSection(
+        name,
+        anchor,
+        describe_test(rows, study),
+        parts,
+        tuple(drops),
+        tuple(table for table in gains if table),
+        tuple(robustness),
+        draw_recalls(best, study, f"{title}, {PROBES[probe][0]}"),
+        draw_confusions(best, study, f"{title}, {PROBES[probe][0]}"),
+        draw_projections(picked, study, title),
+    )
+
+
+def describe_run(run: Run, environments: dict[str, str]) -> dict[str, Any]:
+    """What the page says about a run; equal package versions are told once, by a letter."""
+    e = run.environment
+    packages = e.get("packages") or {}
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    versions = f"Python {e['python']}, {versions}" if versions and "python" in e else versions
+    seconds = e.get("wall_seconds")
+    wall = ", ".join(f"{k} {v:,.0f} s" for k, v in seconds.items()) if isinstance(seconds, dict) else ""
+    counts = e.get("training_counts") or []
+    return {
+        "name": run.folder.name,
+        "anchor": run.anchor,
+        "command": run.command,
+        "config": run.config_text,
+        "revision": e.get("revision", ""),
+        "wall": wall,
+        "machine": f"{e.get('gpu') or e.get('device', '')}, {e.get('threads', '?')} threads" if e else "",
+        "counts": ", ".join(map(str, counts)),
+        "versions": environments.setdefault(versions, f"E{len(environments) + 1}") if versions else "",
+    }
+
+
+def render_page(study: Study, settings: ReportSettings) -> str:
+    """The whole page."""
     rows = study.rows
-    hours = sum(run.seconds for run in study.runs.values()) / 3600
-    sets = sorted(rows["data"].unique())
-    seeds = rows.loc[rows["features"] == "pretrained", "seed"].nunique()
-    cells = f"{len(study.runs)} runs on {', '.join(sets)}; up to {seeds} training seeds; {hours:.1f} hours of run time"
-    return cells + (f"; {len(study.failed)} cells failed" if study.failed else "") + "."
+    grids: dict[str, list[DataSection]] = {}
+    for number, ((grid, _), own) in enumerate(rows.groupby(["grid", "data"], sort=False)):
+        grids.setdefault(str(grid), []).append(build_data(own, study, settings, f"data-{number}"))
+    environments: dict[str, str] = {}
+    described = [describe_run(run, environments) for run in study.runs.values()]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html.jinja")
+    return template.render(
+        grids=grids,
+        study=study,
+        data=list(dict.fromkeys(rows["data"])),
+        seeds=sorted({int(seed) for seed in rows["seed"]}),
+        synthetic=rows["data"].str.contains("(synthetic)", regex=False).any(),
+        probe=PROBES[settings.probe][0],
+        runs=described,
+        environments=environments,
+    )
 
 
-def versions(study: Study) -> str:
-    """Revisions and the packages that matter, over all runs."""
-    found: dict[str, set[str]] = {}
-    for run in study.runs.values():
-        found.setdefault("amimv", set()).add(str(run.environment.get("revision")))
-        for name in ("torch", "timm", "kornia", "scikit-learn", "medmnist"):
-            found.setdefault(name, set()).add(str(run.environment.get("packages", {}).get(name)))
-    return ", ".join(f"{name} {' / '.join(sorted(values))}" for name, values in found.items()) + "."
+def to_frame(table: Table, bold: str = "{}") -> pd.DataFrame:
+    """A table as text, with its best values in bold."""
+    lines = [[bold.format(c.text) if c.best else c.text for c in row.cells] for row in table.rows]
+    return pd.DataFrame(lines, columns=list(table.columns), index=pd.Index([row.name for row in table.rows]))
 
 
-def render_text(study: Study, kind: str) -> str:
-    """The tables of each subset as Markdown or LaTeX."""
-    parts = []
-    for key, own in subsets(study.rows):
-        text, means, pretrained = main_table(own)
-        mark = "**{}**" if kind == "md" else r"\textbf{{{}}}"
-        for column in means.columns if pretrained else ():
-            best = means.loc[pretrained, column].max().round(3)
-            for label in pretrained:
-                if means.loc[label, column].round(3) == best:
-                    text.loc[label, column] = mark.format(text.loc[label, column])
-        title, note = describe_subset(key, own), note_on(study, own)
-        if kind == "md":
-            parts.append(f"**{title}**\n\n{note}\n\n{text.rename_axis('').to_markdown()}\n")
-        else:
-            # ± and % are LaTeX's own; \textbf is already LaTeX.
-            cells = text.replace({"±": r"$\\pm$"}, regex=True).rename(columns=lambda name: name.replace("%", r"\%"))
-            caption = f"{title}. {note}".replace("%", r"\%").replace("_", r"\_")
-            parts.append(cells.to_latex(caption=caption, escape=False))
-    return "\n".join(parts)
+def render_tables(study: Study, settings: ReportSettings) -> str:
+    """The main tables alone, as Markdown or LaTeX (which needs ``booktabs``)."""
+    written = []
+    for part in split_parts(study.rows):
+        table = main_table(part, study.runs, settings.probe)
+        grid = f"{part['grid'].iloc[0]}: " if part["grid"].iloc[0] else ""
+        title = f"{grid}{part['data'].iloc[0]}, {table.title}; test split, %, mean ± std over seeds"
+        if settings.format == "md":
+            text = to_frame(table, "**{}**").to_markdown(disable_numparse=True)
+            written.append("\n\n".join([f"### {title}", text, *table.notes]))
+            continue
+        frame = to_frame(table, "BOLD{}END").rename(columns=_escape, index=_escape)
+        form = "l" + "r" * len(table.columns)
+        text = frame.to_latex(escape=False, column_format=form, caption=_escape(title)).replace("±", r"$\pm$")
+        written.append(text.replace("BOLD", r"\textbf{").replace("END", "}"))
+    return "\n\n".join(written) + "\n"
 
 
-def write_report(settings: ReportSettings) -> Path:
-    """Read the runs, write the report.
+def _escape(text: str) -> str:
+    for sign in "&%_#":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("±", r"$\pm$")
+
+
+def report(settings: ReportSettings) -> None:
+    """Read the runs and write the file.
 
     Raises:
-        InputError: a folder that is not there, one without a finished run, an unknown format.
+        InputError: nothing to report on, or an unknown format, probe or baseline.
     """
-    check_choice("format", settings.format, SUFFIXES)
-    if not settings.runs:
-        raise InputError("no folder of runs given: expected at least one, such as runs/study")
-    study = read_study([Path(folder) for folder in settings.runs])
-    for line in study.left_out:
-        logger.warning("left out %s", line)
-    path = Path(settings.output or Path(settings.runs[0]) / f"report{SUFFIXES[settings.format]}")
-    if settings.format == "html":
-        content = render_html(study, f"Report on {Path(settings.runs[0]).resolve().name}", settings.reference)
-    elif settings.format == "csv":
-        content = long_form(study).to_csv(index=False, float_format="%.6g")
+    s = settings
+    check_choice("format", s.format, FORMATS)
+    check_choice("probe", s.probe, PROBES)
+    if not s.runs:
+        raise InputError("no folder of runs is given: python tools/report.py runs/ -o report.html")
+    study = read_study([Path(path) for path in s.runs], s.pool_grids)
+    for name, reason in study.left_out:
+        logger.warning("left out %s: %s", name, reason)
+    if not any(find_reference(part, s.baseline) for part in split_parts(study.rows)) and s.baseline != "amimv":
+        own = study.rows[~study.rows["baseline"]]
+        check_choice("baseline", s.baseline, sorted({*own["method"], *study.rows["name"]}))
+    path = Path(s.output or "report" + FORMATS[s.format])
+    if s.format == "csv":
+        text = long_form(study.rows).to_csv(index=False)
     else:
-        content = render_text(study, settings.format)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    return path
+        text = render_page(study, s) if s.format == "html" else render_tables(study, s)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}: give another --output") from error
+    print(f"{len(study.runs)} runs, {len(study.left_out)} left out, {len(study.failed)} failed: {path}")
 
 
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    run_command(lambda: print(write_report(tyro.cli(ReportSettings, prog="report.py", description=__doc__))))
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    run_command(lambda: report(tyro.cli(ReportSettings, prog="report.py", description=__doc__)))
 
 
 if __name__ == "__main__":

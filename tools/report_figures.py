@@ -1,207 +1,207 @@
-"""The figures of a report, each as the text of an SVG."""
+"""The figures of a report, as PNG files that stand in the page itself."""
 
+import base64
 import io
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix, recall_score
-
-from amimv.tools.report_tables import Study, describe_subset, order, subsets
 
 matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
 from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image
 
-#: Panels of a figure of confusion matrices or of features.
-PANELS = 6
+from amimv.tools.report_runs import Study
+from amimv.tools.report_tables import ordered, predicted, stored
+
+#: Methods that a figure can tell apart; the tables hold them all.
+MOST = 20
+COLOURS = pyplot.get_cmap("tab10").colors  # type: ignore[attr-defined]
+MARKERS = "osD^v"
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "amimv"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a data URI, with the words that stand for it."""
+
+    source: str
+    words: str
+
+
+def encode_figure(figure: Figure, words: str) -> Picture:
+    """The figure in 64 colours: a third of the bytes, and no difference that one sees in lines and points."""
+    buffer, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
     pyplot.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    Image.open(buffer).convert("RGB").quantize(64).save(small, "png", optimize=True)
+    return Picture("data:image/png;base64," + base64.b64encode(small.getvalue()).decode(), words)
 
 
-def draw_robustness(rows: pd.DataFrame, fraction: float) -> list[tuple[str, str]]:
-    """Balanced and tail accuracy of the linear probe against rho: a line per method, its spread over seeds as bars.
+def line_styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """How each row is drawn: baselines grey and dashed, methods in colour."""
+    styles: dict[str, dict[str, Any]] = {}
+    greys = methods = 0
+    for name, own in ordered(rows):
+        if own["baseline"].iloc[0]:
+            styles[name] = {"color": str(0.35 + 0.15 * (greys % 4)), "linestyle": "--", "marker": "x+*1"[greys % 4]}
+            greys += 1
+        elif methods < MOST:
+            marker = MARKERS[methods // len(COLOURS) % len(MARKERS)]
+            styles[name] = {"color": COLOURS[methods % len(COLOURS)], "linestyle": "-", "marker": marker}
+            methods += 1
+    return styles
 
-    One figure for each data set, profile and total with two ratios or more: title and SVG.
+
+def draw_robustness(rows: pd.DataFrame, title: str) -> Picture:
+    """Balanced accuracy and tail accuracy against rho; bars are one standard deviation over seeds.
+
+    Args:
+        rows: results of one data set, label fraction and probe, with ``fixed_tail``.
+        title: of the figure.
     """
-    figures = []
-    for (data, profile, total), own in _linear(rows, fraction).groupby(["data", "profile", "total"]):
-        rhos = sorted(own["rho"].unique())
-        if len(rhos) < 2 or profile == "natural":
+    rhos = sorted(rows["rho"].unique())
+    panels = {"balanced_accuracy": "balanced accuracy (%)", "fixed_tail": "tail accuracy (%)"}
+    panels = {metric: label for metric, label in panels.items() if rows[metric].notna().any()}
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels) + 2.6, 3.9), squeeze=False)
+    styles = line_styles(rows)
+    for axis, (metric, label) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, style) in enumerate(styles.items()):
+            found = rows[rows["name"] == name].groupby("rho")[metric].agg(["mean", "std"])
+            # Set a little apart, so that bars do not cover each other.
+            x = found.index.to_numpy(float) * (1 + 0.012 * (i - len(styles) / 2))
+            bars = 100 * found["std"].fillna(0)
+            axis.errorbar(x, 100 * found["mean"], bars, label=name, linewidth=1.3, markersize=5, capsize=2, **style)
+        axis.set(xscale="log", xlabel="imbalance ratio rho", ylabel=label)
+        axis.set_xticks(rhos, [f"{rho:g}" for rho in rhos])
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
+    figure.set_layout_engine("constrained")
+    return encode_figure(figure, f"{' and '.join(panels.values())} of each method against rho: {title}")
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
+    """``(C, C)`` share of the images of each true class (row) that each class was predicted for, over seeds; NaN for
+    a class without images.
+    """
+    counts = np.zeros((n_classes, n_classes))
+    for one in predictions:
+        np.add.at(counts, (labels, one), 1)
+    with np.errstate(invalid="ignore"):
+        return counts / counts.sum(axis=1, keepdims=True)
+
+
+def draw_recalls(rows: pd.DataFrame, study: Study, title: str) -> Picture | None:
+    """Recall of each class against its training images, for the results of one subset, label fraction and probe."""
+    figure, axis = pyplot.subplots(figsize=(8.2, 3.9), layout="constrained")
+    drawn = False
+    for name, style in line_styles(rows).items():
+        own = rows[rows["name"] == name]
+        one, behind = predicted(own, study), stored(own, study)
+        if one is None or not behind:
             continue
-        figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharex=True)
-        for axis, metric in zip(axes, ("balanced_accuracy", "tail"), strict=True):
-            for i, label in enumerate(order(list(own["label"]))):
-                values = own[own["label"] == label].groupby("rho")[metric].agg(["mean", "std"]) * 100
-                style = "--" if (own.loc[own["label"] == label, "features"] != "pretrained").all() else "-"
-                axis.errorbar(
-                    values.index,
-                    values["mean"],
-                    yerr=values["std"].fillna(0),
-                    label=label,
-                    color=f"C{i % 10}",
-                    linestyle=style,
-                    marker="o",
-                    markersize=3,
-                    capsize=2,
-                    linewidth=1,
-                )
-            axis.set(xscale="log", xticks=rhos, xticklabels=[f"{rho:g}" for rho in rhos], xlabel="imbalance ratio rho")
-            axis.set_ylabel(f"{metric.replace('_', ' ')} (%)" if metric != "tail" else "accuracy on tail classes (%)")
-            axis.minorticks_off()
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
-        shown = f"{data} (synthetic)" if data == "phantom" else data
-        size = f"{total:,} images at every ratio" if total else "classes capped at what they have"
-        figures.append((f"{shown}, profile {profile}, {size}", _svg(figure)))
-    return figures
+        counts = behind[0][0].train_counts
+        recalls = np.diag(confusion(*one, len(counts)))
+        order = np.argsort(counts, kind="stable")
+        axis.plot(counts[order], 100 * recalls[order], label=name, linewidth=1, markersize=5, **style)
+        drawn = True
+    if not drawn:
+        pyplot.close(figure)
+        return None
+    axis.set(xscale="log", xlabel="training images of the class", ylabel="recall (%)")
+    axis.grid(alpha=0.25)
+    axis.set_title(title, fontsize=10)
+    figure.legend(loc="outside right upper", fontsize=7, frameon=False)
+    return encode_figure(figure, f"recall of each class against its number of training images: {title}")
 
 
-def _linear(rows: pd.DataFrame, fraction: float) -> pd.DataFrame:
-    """Linear probes with these labels, a run once for each subset that it stands for."""
-    own = rows[(rows["probe"] == "linear") & (rows["label_fraction"] == fraction)]
-    return own.drop_duplicates(["run", "line", "profile", "rho", "total"])
+def _grid(count: int, height: float) -> tuple[Figure, list[Any]]:
+    columns = min(4, count)
+    lines = math.ceil(count / columns)
+    size = (2.7 * columns, height * lines + 0.5)
+    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    flat = list(axes.flat)
+    for axis in flat[count:]:
+        axis.set_axis_off()
+    return figure, flat[:count]
 
 
-def drops(rows: pd.DataFrame, fraction: float) -> pd.DataFrame:
-    """What the linear probe's balanced accuracy loses from the lowest to the highest rho, in points."""
+def draw_confusions(rows: pd.DataFrame, study: Study, title: str) -> Picture | None:
+    """A confusion matrix per method, mean over seeds, for the results of one subset, label fraction and probe."""
     found = []
-    for (data, profile, total), own in _linear(rows, fraction).groupby(["data", "profile", "total"]):
-        low, high = own["rho"].min(), own["rho"].max()
-        if low == high or profile == "natural":
-            continue
-        means = own.groupby(["label", "rho"])["balanced_accuracy"].mean().unstack("rho") * 100
-        for label in order(list(own["label"])):
-            one = means.loc[label]
-            values = {"at the lowest": one[low], "at the highest": one[high], "drop": one[low] - one[high]}
-            setting = {"data": data, "profile": profile, "total": total, "rho": f"{low:g} to {high:g}"}
-            found.append(setting | {"row": label} | values)
-    return pd.DataFrame(found)
+    for name, own in ordered(rows):
+        one, behind = predicted(own, study), stored(own, study)
+        if one is not None and behind:
+            names = behind[0][0].class_names
+            found.append((name, 100 * confusion(*one, len(names)), names))
+    if not found:
+        return None
+    found = found[:MOST]
+    figure, axes = _grid(len(found), 2.7)
+    for axis, (name, matrix, names) in zip(axes, found, strict=True):
+        axis.imshow(matrix, vmin=0, vmax=100, cmap="Blues")
+        axis.set_title(name.replace(" on ", "\non "), fontsize=7)
+        short = [label if len(label) <= 8 else label[:7] + "." for label in names]
+        axis.set_xticks(range(len(names)), short, fontsize=6, rotation=90 if max(map(len, short)) > 2 else 0)
+        axis.set_yticks(range(len(names)), short, fontsize=6)
+        if len(names) <= 10:
+            for (true, guess), value in np.ndenumerate(matrix):
+                if not np.isnan(value):
+                    colour = "white" if value > 55 else "black"
+                    axis.text(guess, true, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.supxlabel("predicted class", fontsize=8)
+    figure.supylabel("true class", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return encode_figure(figure, f"confusion matrices, % of each true class: {title}")
 
 
-def sampler_gains(rows: pd.DataFrame, fraction: float) -> pd.DataFrame:
-    """Balanced accuracy of the linear probe with each anchor sampler minus that with uniform ones, in points."""
-    own = _linear(rows[rows["features"] == "pretrained"], fraction)
-    keys = ["data", "profile", "rho", "total", "method", "recipe"]
-    own = own[own["partner"].isin(["", "uniform"])]
-    means = own.groupby([*keys, "sampler"])["balanced_accuracy"].mean().unstack("sampler") * 100
-    if "uniform" not in means or means.shape[1] < 2:
-        return pd.DataFrame()
-    gains = means.drop(columns="uniform").sub(means["uniform"], axis=0)
-    return gains.dropna(how="all").reset_index()
+def draw_projections(rows: pd.DataFrame, study: Study, title: str, most: int = 1500) -> Picture | None:
+    """First two principal components of each method's features of the test images, coloured by class; one seed.
 
-
-def _best_lines(study: Study, rows: pd.DataFrame, fraction: float) -> list[tuple[str, list[tuple[str, int]]]]:
-    """For up to `PANELS` rows of a table, the best first: the runs and lines of its linear probe."""
-    own = _linear(rows, fraction)
-    own = own[(own["features"] == "pretrained") | (own["features"] == "supervised")]
-    means = own.groupby("label")["balanced_accuracy"].mean().sort_values(ascending=False)
-    chosen = [(label, own[own["label"] == label]) for label in means.index[:PANELS]]
-    return [(label, list(zip(one["run"], one["line"], strict=True))) for label, one in chosen]
-
-
-def draw_recalls(study: Study, rows: pd.DataFrame, fraction: float) -> str:
-    """Recall of each class by its number of training images, a line per row, mean over its seeds."""
-    figure, axis = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-    drawn = False
-    for label, lines in _best_lines(study, rows, fraction):
-        recalls, counts = [], np.zeros(0)
-        for run, line in lines:
-            arrays = study.runs[run].arrays
-            if f"row_{line:03d}" in arrays and arrays["labels"].ndim == 1:
-                counts = arrays["train_counts"]
-                args = {"labels": range(len(counts)), "average": None, "zero_division": np.nan}
-                recalls.append(recall_score(arrays["labels"], arrays[f"row_{line:03d}"], **args))
-        if recalls:
-            by_size = np.argsort(counts, kind="stable")
-            axis.plot(counts[by_size], 100 * np.mean(recalls, 0)[by_size], marker="o", markersize=4, label=label)
-            drawn = True
-    axis.set(xscale="log", xlabel="training images of the class", ylabel="recall (%)", ylim=(-2, 102))
-    axis.legend(fontsize=7, frameon=False)
-    svg = _svg(figure)
-    return svg if drawn else ""
-
-
-def _panels(
-    study: Study, rows: pd.DataFrame, fraction: float, draw: Callable[[Axes, Study, list[tuple[str, int]]], bool]
-) -> str:
-    lines = _best_lines(study, rows, fraction)
-    figure, axes = pyplot.subplots(1, max(1, len(lines)), figsize=(2.6 * max(1, len(lines)), 3), layout="constrained")
-    drawn = False
-    for axis, (label, own) in zip(np.atleast_1d(axes), lines, strict=False):
-        if draw(axis, study, own):
-            axis.set_title(label.replace(" on ", "\non "), fontsize=8)
-            drawn = True
-        else:
-            axis.set_visible(False)
-    handles, names = np.atleast_1d(axes)[-1].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=6, markerscale=3, frameon=False)
-    svg = _svg(figure)
-    return svg if drawn else ""
-
-
-def draw_confusions(study: Study, rows: pd.DataFrame, fraction: float) -> str:
-    """Confusion matrices of linear probes, shares of each true class in %, mean over seeds."""
-
-    def draw(axis: Axes, study: Study, lines: list[tuple[str, int]]) -> bool:
-        found = []
-        for run, line in lines:
-            arrays = study.runs[run].arrays
-            if f"row_{line:03d}" in arrays and arrays["labels"].ndim == 1:
-                known = range(len(arrays["train_counts"]))
-                truth, predicted = arrays["labels"], arrays[f"row_{line:03d}"]
-                found.append(confusion_matrix(truth, predicted, labels=known, normalize="true"))
-        if not found:
-            return False
-        matrix = 100 * np.mean(found, axis=0)
-        axis.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
-        for (i, j), value in np.ndenumerate(matrix):
-            axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6, color="w" if value > 60 else "k")
-        ticks = range(len(matrix))
-        axis.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="true")
-        axis.tick_params(labelsize=6)
-        return True
-
-    return _panels(study, rows, fraction, draw)
-
-
-def draw_features(study: Study, rows: pd.DataFrame, fraction: float) -> str:
-    """The first two principal components of the features of the test images, one seed, coloured by class."""
-
-    def draw(axis: Axes, study: Study, lines: list[tuple[str, int]]) -> bool:
-        arrays = study.runs[lines[0][0]].arrays
-        if "projection" not in arrays or arrays["labels"].ndim > 1:
-            return False
-        names = arrays["class_names"]
-        for c in np.unique(arrays["labels"]):
-            points = arrays["projection"][arrays["labels"] == c][:200]
-            name = f"{c} {str(names[c])[:28]}"
-            axis.scatter(points[:, 0], points[:, 1], s=3, color=f"C{c % 10}", label=name, linewidths=0)
+    Args:
+        rows: results of one subset and label fraction.
+        study: that they are of.
+        title: of the figure.
+        most: points a panel, drawn with a fixed seed.
+    """
+    found = []
+    for name, own in ordered(rows[~rows["baseline"]]):
+        behind = stored(own.sort_values("seed").head(1), study)
+        if behind and behind[0][0].projection is not None and behind[0][0].labels.ndim == 1:
+            found.append((name, behind[0][0]))
+    if not found:
+        return None
+    found = found[:MOST]
+    figure, axes = _grid(len(found), 2.5)
+    colours = pyplot.get_cmap("tab10" if len(found[0][1].class_names) <= 10 else "tab20")
+    for axis, (name, one) in zip(axes, found, strict=True):
+        assert one.projection is not None
+        chosen = np.random.default_rng(0).permutation(len(one.labels))[:most]
+        # The smallest classes last, on top of the others.
+        rank = np.argsort(np.argsort(-one.train_counts, kind="stable"))
+        chosen = chosen[np.argsort(rank[one.labels[chosen]], kind="stable")]
+        x, y = one.projection[chosen].T
+        axis.scatter(x, y, s=3, c=one.labels[chosen], cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, linewidths=0)
         axis.set(xticks=[], yticks=[])
-        return True
-
-    return _panels(study, rows, fraction, draw)
-
-
-def figures_of(study: Study, fraction: float) -> list[dict[str, str]]:
-    """For each subset: recall by class size, confusion matrices and pictures of the features."""
-    found = []
-    for key, own in subsets(study.rows):
-        drawn = {
-            "title": describe_subset(key, own),
-            "recalls": draw_recalls(study, own, fraction),
-            "confusions": draw_confusions(study, own, fraction),
-            "features": draw_features(study, own, fraction),
-        }
-        if any(drawn[name] for name in ("recalls", "confusions", "features")):
-            found.append(drawn)
-    return found
+        axis.set_title(name.replace(" on ", "\non "), fontsize=7)
+    names, counts = found[0][1].class_names, found[0][1].train_counts
+    dots = [pyplot.Line2D([], [], color=colours(c), marker="o", linestyle="") for c in range(len(names))]
+    labels = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+    figure.legend(
+        dots,
+        labels,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=7,
+        frameon=False,
+        title_fontsize=7,
+        title="class (training images)",
+    )
+    figure.suptitle(title, fontsize=10)
+    return encode_figure(figure, f"principal components of the features of each method: {title}")

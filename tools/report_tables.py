@@ -1,248 +1,314 @@
-"""The tables of a report: finished runs to rows, rows to means over seeds."""
+"""The tables of a report: means over seeds, differences with their intervals, what imbalance costs."""
 
-import csv
-import json
-import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from amimv import InputError
-from amimv.trainers.comparisons import Interval, paired_bootstrap
-from amimv.trainers.evaluation import COLUMNS
+from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
+from amimv.tools.report_runs import NAMES, SCORES, SUBSET, Predictions, Run, Study, read_predictions
+from amimv.trainers.comparisons import paired_bootstrap
+from amimv.trainers.metrics import class_thirds
+from amimv.trainers.settings import METHOD_ALIASES
 
-#: Columns that results of before had not.
-LATER = ("total", "partner", "steps", "val_balanced_accuracy")
-#: Flags that do not make another row of a table: they make another table, another seed, or nothing.
-NOT_A_VARIANT = (
-    *("data", "data-seed", "seed", "rho", "total", "profile", "method", "recipe", "sampler", "partner", "baselines"),
-    *("finetune", "label-fractions", "supervised-steps", "supervised-lr", "knn-every", "save-every", "root"),
-)
-#: What a table is about: images and their imbalance.
-SUBSET = ["data", "profile", "rho", "total"]
-#: Baselines in the order of a table, and what they are called there.
-BASELINES = {
-    "majority": "majority class",
-    "raw pixels": "raw pixels",
-    "random": "random initialisation",
-    "supervised": "from scratch, on the labels",
+#: Columns of probes: the label, and the probes in it. The majority class has none and stands in all.
+PROBES = {
+    "knn": ("kNN", ("knn", "")),
+    "linear": ("linear", ("linear", "")),
+    "fine-tuned": ("fine-tuned", ("fine-tuned", "classifier", "")),
 }
-#: Probes and their columns; a network trained from scratch stands beside the fine-tuned ones.
-PROBES = {"knn": "kNN", "linear": "linear", "fine-tuned": "fine-tuned", "classifier": "fine-tuned", "": "linear"}
+SHORT = {
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "macro_f1": "macro F1",
+    "head": "head",
+    "medium": "medium",
+    "tail": "tail",
+}
+DASH = "-"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run."""
+class Cell:
+    """A value as it is printed, what it is sorted by, and whether it is its column's best."""
 
-    folder: Path
-    environment: dict[str, Any]
-    config: str
-    command: str
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What the run predicted for the test images; empty if it did not say."""
-        path = self.folder / "predictions.npz"
-        return dict(np.load(path, allow_pickle=False)) if path.is_file() else {}
-
-    @property
-    def seconds(self) -> float:
-        return sum((self.environment.get("wall_seconds") or {}).values())
+    text: str
+    sort: float | None = None
+    best: bool = False
 
 
-@dataclass
-class Study:
-    """All that a report is made of: one line per point of the grids, features, probe and label fraction."""
+@dataclass(frozen=True)
+class Row:
+    """A method or baseline: its cells, and (label, anchor) of the runs behind them."""
 
-    rows: pd.DataFrame
-    runs: dict[str, Run]
-    failed: dict[str, str] = field(default_factory=dict)
-    not_run: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-
-def read_study(folders: list[Path]) -> Study:
-    """Everything that lies in the folders.
-
-    Raises:
-        InputError: a folder that is not there, or no finished run in any of them.
-    """
-    study = Study(pd.DataFrame(), {})
-    frames, plans = [], []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}: expected one with run folders, as runs/study")
-        plan = _read_plan(folder / "plan.csv")
-        plans.append(plan)
-        for path in sorted({*folder.iterdir(), folder}):
-            if (path / "config.yaml").is_file():
-                frames += _read_run(path, plan, study)
-            elif path.is_dir() and (path / "results.csv").is_file():
-                study.left_out.append(f"{path.name}: results without a config.yaml")
-        study.failed |= {path.stem: path.read_text().strip() for path in sorted(folder.glob("failed/*.txt"))}
-    if not frames:
-        raise InputError(f"no finished run in {', '.join(map(str, folders))}: expected folders with results.csv")
-    plan = pd.concat(plans)
-    planned = list(dict.fromkeys(plan["run"])) if len(plan) else []
-    study.not_run = [name for name in planned if name not in study.runs and name not in study.failed]
-    rows = _as_planned(pd.concat(frames, ignore_index=True), plan)
-    rows["label"] = _labels(rows, study.runs)
-    study.rows = rows
-    return study
+    name: str
+    baseline: bool
+    cells: tuple[Cell, ...]
+    runs: tuple[tuple[str, str], ...] = ()
 
 
-def _read_plan(path: Path) -> pd.DataFrame:
-    columns = ["grid", "run", "profile", "rho", "total", "command"]
-    return pd.read_csv(path, keep_default_na=False)[columns] if path.is_file() else pd.DataFrame(columns=columns)
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
 
-def _read_run(folder: Path, plan: pd.DataFrame, study: Study) -> list[pd.DataFrame]:
-    """A run's rows, none if it cannot be used: then the study says why."""
-    name = folder.resolve().name
-    try:
-        if name in study.runs:
-            raise ValueError("a run of this name was read already")
-        with (folder / "results.csv").open() as file:
-            header = next(csv.reader(file), [])
-        missing = [column for column in COLUMNS if column not in (*header, *LATER)]
-        if missing:
-            raise ValueError(f"results.csv has no column {missing[0]}")
-        rows = pd.read_csv(folder / "results.csv").reindex(columns=COLUMNS)
-        if rows.empty or rows["balanced_accuracy"].isna().any():
-            raise ValueError("results.csv is torn")
-        environment = json.loads((folder / "environment.json").read_text())
-    except FileNotFoundError as error:
-        study.left_out.append(f"{name}: not finished, {Path(error.filename).name} is missing")
-        return []
-    except (ValueError, pd.errors.ParserError) as error:
-        study.left_out.append(f"{name}: {str(error).splitlines()[0]}")
-        return []
-    commands = plan.loc[plan["run"] == name, "command"]
-    command = commands.iloc[0] if len(commands) else shlex.join(["python", *environment.get("command", [])])
-    study.runs[name] = Run(folder, environment, (folder / "config.yaml").read_text(), command)
-    text = ["method", "recipe", "sampler", "partner", "probe"]
-    rows[text] = rows[text].fillna("")
-    rows["total"] = rows["total"].fillna(0)
-    return [rows.assign(run=name, line=range(len(rows)))]
+def pick(rows: pd.DataFrame, probe: str) -> pd.DataFrame:
+    """The results in a probe's column."""
+    return rows[rows["probe"].isin(PROBES[probe][1])]
 
 
-def _as_planned(rows: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
-    """Rows by the grids' words: a run that is two points of a grid stands in both."""
-    planned = rows["run"].isin(plan["run"])
-    points = plan[["run", "profile", "rho", "total"]].drop_duplicates()
-    by_plan = rows[planned].drop(columns=["profile", "rho", "total"]).merge(points, on="run")
-    return pd.concat([by_plan, rows[~planned]], ignore_index=True).astype({"rho": float, "total": int})
+def ordered(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(name, results) of each row of a table: baselines first, then by name."""
+    baselines = list(NAMES.values())
+
+    def place(item: tuple[str, pd.DataFrame]) -> tuple[bool, int, str]:
+        name, own = item
+        is_baseline = bool(own["baseline"].iloc[0])
+        return not is_baseline, baselines.index(name.split(",")[0]) if is_baseline else 0, name
+
+    return sorted(((str(name), own) for name, own in rows.groupby("name", sort=False)), key=place)
 
 
-def _labels(rows: pd.DataFrame, runs: dict[str, Run]) -> list[str]:
-    """What a table calls each row: the baseline, or method, recipe, samplers and whatever else the study varies."""
-    flags = {name: _flags(run.command) for name, run in runs.items()}
-    varied = _varied(rows[rows["features"] == "pretrained"], flags)
-    labels = []
-    for row in rows.to_dict("records"):
-        if row["features"] != "pretrained":
-            labels.append(BASELINES.get(row["features"], row["features"]))
-            continue
-        parts = [f"{row['method']} on {row['recipe']}"]
-        parts += [f"{name} {row[name]}" for name in ("sampler", "partner") if row[name] not in ("", "uniform")]
-        own = flags[row["run"]]
-        parts += [f"{flag} {own[flag]}".strip() for flag in varied if flag in own]
-        labels.append(", ".join(parts))
-    return labels
+def spread(values: pd.Series, sign: str = "") -> Cell:
+    """Mean and standard deviation over seeds, in percent; no deviation of one seed."""
+    values = values.dropna()
+    if values.empty:
+        return Cell(DASH)
+    mean = 100 * float(values.mean())
+    deviation = f" ± {100 * float(values.std()):.1f}" if len(values) > 1 else ""
+    return Cell(f"{mean:{sign}.1f}{deviation}", mean)
 
 
-def _varied(rows: pd.DataFrame, flags: dict[str, dict[str, str]]) -> list[str]:
-    """Flags that differ between runs on the same data set."""
-    found: list[str] = []
-    for _, names in rows.groupby("data")["run"]:
-        own = [flags[name] for name in dict.fromkeys(names)]
-        for flag in dict.fromkeys(flag for one in own for flag in one):
-            if flag not in (*NOT_A_VARIANT, *found) and len({one.get(flag) for one in own}) > 1:
-                found.append(flag)
+def mark_best(rows: Sequence[Row], columns: Sequence[int]) -> tuple[Row, ...]:
+    """The rows with the largest value of each column marked, among at least two methods that are no baselines."""
+    best = {}
+    for c in columns:
+        values = [row.cells[c].sort for row in rows if not row.baseline]
+        known = [value for value in values if value is not None]
+        best[c] = max(known) if len(known) > 1 else math.inf
+
+    def mark(row: Row) -> Row:
+        cells = tuple(
+            Cell(cell.text, cell.sort, c in best and not row.baseline and cell.sort == best[c])
+            for c, cell in enumerate(row.cells)
+        )
+        return Row(row.name, row.baseline, cells, row.runs)
+
+    return tuple(map(mark, rows))
+
+
+def main_table(rows: pd.DataFrame, runs: Mapping[str, Run], probe: str) -> Table:
+    """Balanced accuracy of every probe, and all else of one, for the results of one subset and label fraction."""
+    made = []
+    for name, own in ordered(rows):
+        cells = [spread(pick(own, p)["balanced_accuracy"]) for p in PROBES]
+        cells += [spread(pick(own, probe)[metric]) for metric in SHORT]
+        seeds = own["seed"].nunique()
+        behind = own.drop_duplicates("anchor").sort_values("seed")
+        links = tuple((f"{seed:.0f}", anchor) for seed, anchor in zip(behind["seed"], behind["anchor"], strict=True))
+        made.append(Row(name, bool(own["baseline"].iloc[0]), (*cells, Cell(str(seeds), seeds)), links))
+    columns = [label for label, _ in PROBES.values()] + [f"{PROBES[probe][0]}: {name}" for name in SHORT.values()]
+    marked = mark_best(made, range(len(columns)))
+    return Table(describe(rows), (*columns, "seeds"), marked, tuple(notes(rows, runs)))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def describe_subset(row: Mapping[str, object]) -> str:
+    """The imbalance that was asked for."""
+    profile, rho, total = row["profile"], float(str(row["rho"])), float(str(row["total"]))
+    if profile == "natural" or (profile == "exp" and rho == 1 and not total):
+        return "natural distribution"
+    return f"rho {rho:g} ({profile})" + (f", {total:,.0f} images in total" if total else "")
+
+
+def describe(rows: pd.DataFrame) -> str:
+    """A table's title: imbalance, labels, and what of it came true."""
+    first = rows.iloc[0]
+    counts = sorted(set(rows["n_train"].astype(int)))
+    ratios = sorted({round(float(r), 1) for r in rows["realised_ratio"].dropna()})
+    ratio = f", realised ratio {' to '.join(f'{r:.1f}' for r in {ratios[0]: 0, ratios[-1]: 0})}" if ratios else ""
+    images = " to ".join(f"{n:,}" for n in {counts[0]: 0, counts[-1]: 0})
+    return f"{describe_subset(first)}, {percent(first['label_fraction'])} of the labels ({images} images{ratio})"
+
+
+def notes(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
+    """What a reader of a table must know about how alike its runs are."""
+    found = []
+    own = rows[~rows["baseline"]]
+    steps = {
+        f"{step:,.0f} ({', '.join(sorted(set(group['name'])))})" for step, group in own.groupby("steps", sort=True)
+    }
+    if len(steps) > 1:
+        found.append(f"Numbers of training steps differ: {'; '.join(sorted(steps))}.")
+    evaluated = sorted(set(rows["revision"]) - {""})
+    trained = sorted(
+        {str(runs[a].environment["revision"]) for a in set(rows["anchor"]) if "revision" in runs[a].environment}
+    )
+    if len(evaluated) > 1 or len(trained) > 1:
+        found.append(
+            f"Revisions of the code differ: training {', '.join(trained) or 'unknown'}; "
+            f"evaluation {', '.join(evaluated) or 'unknown'} (+: changed since)."
+        )
+    seeds = sorted({int(own_rows["seed"].nunique()) for name, own_rows in ordered(rows)})
+    if len(seeds) > 1:
+        found.append(f"Rows have {seeds[0]} to {seeds[-1]} seeds: a mean of fewer is less sure.")
     return found
 
 
-def _flags(command: str) -> dict[str, str]:
-    words, flags = shlex.split(command), dict[str, str]()
-    name = ""
-    for word in words:
-        if word.startswith("--"):
-            name = word[2:]
-            flags[name] = ""
-        elif name:
-            flags[name] = f"{flags[name]} {word}".strip()
-    return {name: value for name, value in flags.items() if name not in ("output", "name", "resume")}
-
-
-def describe_subset(subset: tuple[Any, ...], rows: pd.DataFrame) -> str:
-    """A heading: the data set, its imbalance as asked for and as it is."""
-    data, profile, rho, total = subset
-    whole = rows[rows["label_fraction"] == rows["label_fraction"].max()]
-    shown = f"{data} (synthetic)" if data == "phantom" else data
-    asked = "natural" if profile == "natural" or (profile == "exp" and rho == 1 and not total) else f"rho {rho:g}"
-    images = int(whole["n_train"].max())
-    kind = "" if total else ", capped" if asked != "natural" else ""
-    return f"{shown}, {asked}{kind}: {images:,} training images, realised ratio {whole['realised_ratio'].max():.1f}"
-
-
-def subsets(rows: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """The rows of each data set and imbalance."""
-    for key, own in rows.groupby(SUBSET, sort=True):
-        yield tuple(key), own
-
-
-def summarise(rows: pd.DataFrame, metric: str = "balanced_accuracy") -> pd.DataFrame:
-    """Mean, standard deviation (of two seeds or more) and number of seeds, by label, probe's column and fraction.
-
-    A run counts once, whatever number of points of the grids it is.
+def find_reference(rows: pd.DataFrame, wanted: str) -> str:
+    """The row that others are compared with: the wanted method or row, on uniform samplers if there is one; for the
+    alias ``amimv`` the first method where it is missing. Empty without one.
     """
-    rows = rows.assign(column=rows["probe"].map(PROBES), baseline=rows["features"] != "pretrained")
-    rows = rows.drop_duplicates(["run", "line"])
-    keys = ["baseline", "label", "label_fraction", "column"]
-    return rows.groupby(keys)[metric].agg(["mean", "std", "count"]).reset_index()
+    names = [name for name, _ in ordered(rows)]
+    methods = [name for name, own in ordered(rows) if not own["baseline"].iloc[0]]
+    if wanted in names:
+        return wanted
+    method = METHOD_ALIASES.get(wanted, wanted)
+    start = f"{method} on {RECIPE_ALIASES.get(wanted, '')}"
+    found = sorted((name for name in methods if name.startswith(start)), key=len)
+    return next(iter(found or (methods if wanted in METHOD_ALIASES else [])), "")
 
 
-def order(labels: list[str]) -> list[str]:
-    """Baselines first, then the methods by name."""
-    first = [name for name in BASELINES.values() if name in labels]
-    return first + sorted(label for label in set(labels) if label not in first)
+def stored(own: pd.DataFrame, study: Study) -> list[tuple[Predictions, int]]:
+    """(predictions of the run, line) of each result; empty if any of them has none."""
+    found = []
+    for anchor, line in zip(own["anchor"], own["line"], strict=True):
+        predictions = read_predictions(study.runs[anchor].folder, study.lines[anchor])
+        if predictions is None:
+            return []
+        found.append((predictions, int(line)))
+    return found
 
 
-def compare(rows: pd.DataFrame, study: Study, label: str, reference: str, fraction: float) -> Interval | None:
-    """The linear probe of one row of a table against another's, over the same test images; None if predictions are
-    missing, or the labels multi-hot."""
-    chosen = rows[(rows["probe"] == "linear") & (rows["label_fraction"] == fraction)].drop_duplicates(["run", "line"])
-    stacks: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    for name in (label, reference):
-        own = chosen[chosen["label"] == name]
-        arrays = [
-            (study.runs[run].arrays, f"row_{line:03d}") for run, line in zip(own["run"], own["line"], strict=True)
-        ]
-        if not arrays or any(key not in found or found["labels"].ndim > 1 for found, key in arrays):
-            return None
-        stacks.append(np.stack([found[key] for found, key in arrays]))
-        labels += [found["labels"] for found, _ in arrays]
-    if any(not np.array_equal(one, labels[0]) for one in labels):
+def predicted(own: pd.DataFrame, study: Study) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labels ``(N,)`` and predicted classes ``(S, N)`` of one row's seeds; None where some are missing, multi-label,
+    or of other test images.
+    """
+    found = stored(own, study)
+    if not found or found[0][0].labels.ndim != 1:
         return None
-    return paired_bootstrap(labels[0], stacks[0], stacks[1])
+    labels = found[0][0].labels
+    if not all(np.array_equal(labels, p.labels) for p, _ in found):
+        return None
+    return labels, np.stack([p.rows[line] for p, line in found])
 
 
-def long_form(study: Study) -> pd.DataFrame:
-    """One line per subset, label fraction, row and probe: mean, spread and the runs behind it."""
-    frames = []
-    for key, own in subsets(study.rows):
-        table = summarise(own)
-        runs = own.assign(column=own["probe"].map(PROBES)).drop_duplicates(["run", "line"])
-        names = runs.groupby(["label", "label_fraction", "column"])["run"].agg(" ".join).reset_index()
-        table = table.merge(names, on=["label", "label_fraction", "column"])
-        frames.append(table.assign(**dict(zip(SUBSET, key, strict=True))))
-    renamed = {"column": "probe", "mean": "balanced_accuracy", "count": "seeds", "run": "runs"}
-    columns = [*SUBSET, "label_fraction", "label", "probe", "balanced_accuracy", "std", "seeds", "runs"]
-    return pd.concat(frames).rename(columns=renamed)[columns]
+def difference_table(rows: pd.DataFrame, study: Study, wanted: str) -> Table | None:
+    """Balanced accuracy minus the reference's, with paired bootstrap intervals; None without a reference."""
+    reference = find_reference(rows, wanted)
+    if not reference:
+        return None
+    made, missing = [], False
+    base = {p: predicted(pick(rows[rows["name"] == reference], p), study) for p in PROBES}
+    for name, own in ordered(rows):
+        if name == reference:
+            continue
+        cells = []
+        for p in PROBES:
+            results, other = pick(own, p), base[p]
+            one = None if results.empty else predicted(results, study)
+            if one is None or other is None or not np.array_equal(one[0], other[0]):
+                missing |= not results.empty
+                cells.append(Cell(DASH))
+                continue
+            found = paired_bootstrap(one[0], one[1], other[1])
+            text = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+            cells.append(Cell(text, 100 * found.difference))
+        made.append(Row(name, bool(own["baseline"].iloc[0]), tuple(cells)))
+    if not made or all(cell.sort is None for row in made for cell in row.cells):
+        return None
+    note = (f"{DASH}: not judged by this probe, or without stored predictions for the same test images.",)
+    columns = tuple(label for label, _ in PROBES.values())
+    return Table(f"Difference from {reference}, points of balanced accuracy", columns, tuple(made), note * missing)
+
+
+def paired_by_seed(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> pd.Series:
+    """Differences ``one - other`` of the seeds that both have."""
+    return (one.set_index("seed")[metric] - other.set_index("seed")[metric]).dropna()
+
+
+def with_fixed_tail(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The rows with a column ``fixed_tail``: mean recall over the classes that are the tail at the highest ratio.
+
+    At rho 1 with a fixed total all classes are as large, and which are called the tail is chance: so the classes are
+    held fixed when ratios are compared. NaN where predictions are missing.
+    """
+    rows = rows.assign(fixed_tail=math.nan)
+    highest = stored(rows[rows["rho"] == rows["rho"].max()].head(1), study)
+    if not highest or highest[0][0].labels.ndim != 1:
+        return rows
+    tail = class_thirds(highest[0][0].train_counts.tolist())[2]
+    for index, anchor, line in zip(rows.index, rows["anchor"], rows["line"], strict=True):
+        own = read_predictions(study.runs[anchor].folder, study.lines[anchor])
+        if own is not None:
+            right = own.rows[line] == own.labels
+            recalls = [right[own.labels == c].mean() for c in tail if (own.labels == c).any()]
+            rows.loc[index, "fixed_tail"] = np.mean(recalls) if recalls else math.nan
+    return rows
+
+
+def drop_table(rows: pd.DataFrame, probe: str) -> Table:
+    """What is lost from the lowest to the highest ratio, for results of one data set, label fraction and probe that
+    `with_fixed_tail` has seen.
+    """
+    low, high = rows["rho"].min(), rows["rho"].max()
+    made = []
+    for name, own in ordered(rows):
+        first, last = own[own["rho"] == low], own[own["rho"] == high]
+        cells: list[Cell] = []
+        for metric in ("balanced_accuracy", "fixed_tail"):
+            cells += [spread(first[metric]), spread(last[metric]), spread(paired_by_seed(first, last, metric))]
+        if not first.empty and not last.empty:
+            made.append(Row(name, bool(own["baseline"].iloc[0]), tuple(cells)))
+    ends = (f"rho {low:g}", f"rho {high:g}", "drop")
+    columns = (*(f"balanced accuracy: {end}" for end in ends), *(f"tail: {end}" for end in ends))
+    labels = percent(rows["label_fraction"].iloc[0])
+    title = f"Loss from rho {low:g} to rho {high:g}, {PROBES[probe][0]}, {labels} of the labels"
+    return Table(title, columns, tuple(made))
+
+
+def gain_table(rows: pd.DataFrame, probe: str) -> Table | None:
+    """What each sampler gains over uniform ones of the same method, recipe and settings; None without another."""
+    made = []
+    rows = pick(rows[~rows["baseline"]], probe)
+    for name, own in ordered(rows):
+        row = own.iloc[0]
+        samplers = [
+            s for s in (row["sampler"], row["partner"] and f"partner {row['partner']}") if "uniform" not in s and s
+        ]
+        plain = name
+        for sampler in samplers:
+            plain = plain.replace(f", {sampler}", "", 1)
+        base = rows[rows["name"] == plain]
+        if samplers and not base.empty:
+            gains = [
+                spread(paired_by_seed(own, base, m), "+") for m in ("balanced_accuracy", "head", "medium", "tail")
+            ]
+            made.append(Row(name, False, tuple(gains)))
+    if not made:
+        return None
+    title = f"Gain over uniform sampling, {PROBES[probe][0]}, points: {describe(rows)}"
+    return Table(title, ("balanced accuracy", "head", "medium", "tail"), tuple(made))
+
+
+def long_form(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line per data set, subset, label fraction, row and probe: mean and standard deviation of each score over the
+    seeds (fractions in [0, 1]), the number of seeds and the runs.
+    """
+    keys = [*SUBSET, "label_fraction", "name", "probe"]
+    grouped = rows.groupby(keys, sort=False)
+    columns: dict[str, pd.Series] = {}
+    for metric in (*SCORES, "val_balanced_accuracy"):
+        columns[f"{metric}_mean"], columns[f"{metric}_std"] = grouped[metric].mean(), grouped[metric].std()
+    columns["n_seeds"] = grouped["seed"].nunique()
+    columns["n_train"], columns["realised_ratio"] = grouped["n_train"].mean(), grouped["realised_ratio"].mean()
+    columns["runs"] = grouped["run"].agg(lambda runs: " ".join(sorted(set(runs))))
+    return pd.DataFrame(columns).reset_index().rename(columns={"name": "row"})

@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is, given that both were judged on the same test images."""
+"""Is one method better than another on these test images? A paired bootstrap interval."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from amimv import InputError
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in balanced accuracy and its percentile bootstrap interval, in [-1, 1]."""
+    """A difference in balanced accuracy and its interval, in [-1, 1]."""
 
     difference: float
     low: float
@@ -24,37 +24,47 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Balanced accuracy of a minus that of b, with an interval over the choice of test images.
+    """Balanced accuracy of ``a`` minus that of ``b`` on the same test images, with a percentile bootstrap interval
+    (Efron and Tibshirani 1993, chapter 13).
 
-    Test images are drawn again with replacement, within each class so that none vanishes; both methods are scored on
-    the same draw (Efron and Tibshirani 1993, chapter 13). Several training seeds of a method count by their mean: the
-    interval says nothing about other seeds.
+    Test images are drawn with replacement within each class (stratified), so that no class vanishes from a resample;
+    both methods are scored on the same draw (paired). The interval is about other test images of the same classes: it
+    does not hold the spread over training seeds, of which only the mean is compared.
+
+    The balanced accuracy is a mean over images within classes, so a resample needs only how often each distinct
+    difference between the two methods was drawn: a multinomial, at a cost that does not grow with the images.
+    (`scipy.stats.bootstrap` with a sample per class and ``paired=False`` draws the same, image by image.)
 
     Args:
-        labels: ``(N,)`` classes.
-        predicted_a, predicted_b: ``(N,)`` predicted classes, or ``(S, N)`` of S seeds, not as many for both.
+        labels: ``(N,)`` integers, the true classes.
+        predicted_a, predicted_b: predicted classes, ``(N,)``, or ``(S, N)`` for ``S`` training seeds (which may be
+            another number for each): then the difference is that of the means over seeds.
         level: of the interval, in (0, 1).
-        resamples: how often the images are drawn.
-        seed: of the draws.
+        resamples: how many.
+        seed: of the resampling; the same one gives the same interval.
 
     Raises:
-        InputError: shapes that do not fit.
+        InputError: shapes that do not fit, multi-label labels among them, or no images.
     """
-    a, b = (np.atleast_2d(predicted) for predicted in (predicted_a, predicted_b))
-    if labels.ndim != 1 or a.shape[1:] != labels.shape or b.shape[1:] != labels.shape:
-        raise InputError(
-            f"predictions {a.shape} and {b.shape} do not fit labels {labels.shape}: expected (S, N), (N,)"
-        )
-    # Per image: how much more often a is right than b, over their seeds.
-    gain = (a == labels).mean(axis=0) - (b == labels).mean(axis=0)
+    if labels.ndim != 1 or not len(labels):
+        raise InputError(f"labels have shape {labels.shape}, expected (N,) with one class an image")
+    gain = _mean_correct(labels, predicted_a) - _mean_correct(labels, predicted_b)
     generator = np.random.default_rng(seed)
-    total, drawn = 0.0, np.zeros(resamples)
     classes = np.unique(labels)
+    difference, drawn = 0.0, np.zeros(resamples)
     for c in classes:
-        own = gain[labels == c]
-        total += own.mean()
-        # Only how often each value of the gain is drawn matters, and there are few values.
-        values, counts = np.unique(own, return_counts=True)
-        drawn += generator.multinomial(len(own), counts / len(own), size=resamples) @ values / len(own)
-    low, high = np.quantile(drawn / len(classes), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(total / len(classes)), float(low), float(high))
+        values, counts = np.unique(gain[labels == c], return_counts=True)
+        n = counts.sum()
+        difference += counts @ values / n / len(classes)
+        drawn += generator.multinomial(n, counts / n, size=resamples) @ values / n / len(classes)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(difference), float(low), float(high))
+
+
+def _mean_correct(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """``(N,)`` share of the seeds that are right about each image."""
+    if predicted.ndim not in (1, 2) or predicted.shape[-1:] != labels.shape or not predicted.size:
+        raise InputError(
+            f"predictions have shape {predicted.shape}, expected {labels.shape} or (seeds, {len(labels)})"
+        )
+    return (np.atleast_2d(predicted) == labels).mean(axis=0)

@@ -1,0 +1,347 @@
+"""Run folders as one table: what is read, what is left out and why, what failed and what is still to run."""
+
+import csv
+import json
+import math
+import shlex
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from amimv import InputError
+from amimv.trainers.evaluation import COLUMNS, ORDER
+from amimv.trainers.study import NOT_IDENTITY, OF_BASELINES, PLAN_COLUMNS
+
+#: Columns that results of earlier versions lack.
+OPTIONAL = ("total", "partner", "steps", "val_balanced_accuracy")
+SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "auc", "head", "medium", "tail")
+NUMBERS = ("rho", "realised_ratio", "total", "n_train", "label_fraction", "seed", "steps", "val_balanced_accuracy")
+#: Without these a line says nothing.
+NEEDED = ("data", "features", "rho", "n_train", "label_fraction", "seed", "balanced_accuracy")
+PROBES = ("knn", "linear", "classifier", "fine-tuned", "")
+#: Folders of a study that are no runs.
+OWN_FOLDERS = ("failed", "logs", "locks", "jobs")
+#: Which images of which set a table is about.
+SUBSET = ["grid", "data", "profile", "rho", "total"]
+#: What is told by columns of its own, or does not touch frozen features.
+TOLD = (
+    *("method", "recipe", "sampler", "partner", "seed", "data", "data_seed", "size", "channels", "baselines"),
+    *("evaluate", "label_fractions", "supervised_steps", "supervised_lr", "finetune", *NOT_IDENTITY),
+)
+#: What the supervised reference depends on, besides what columns tell.
+OF_SUPERVISED = (*(name for name in OF_BASELINES if name not in TOLD), "supervised_steps", "supervised_lr")
+NAMES = {
+    "majority": "majority class",
+    "raw pixels": "raw pixels",
+    "random": "random initialisation",
+    "supervised": "supervised from scratch",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        anchor: its id in the page, distinct among all runs.
+        config: ``config.yaml`` as a mapping, and as it is written.
+        environment: ``environment.json``, empty if it cannot be read.
+        command: what makes it again, empty if unknown.
+    """
+
+    folder: Path
+    anchor: str
+    config: Mapping[str, Any]
+    config_text: str
+    environment: Mapping[str, Any]
+    command: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A run's ``predictions.npz``: ``labels`` ``(N,)`` or ``(N, L)``; ``rows[i]`` of line ``i`` of its results."""
+
+    labels: np.ndarray
+    rows: tuple[np.ndarray, ...]
+    train_counts: np.ndarray
+    class_names: tuple[str, ...]
+    projection: np.ndarray | None
+
+
+@dataclass
+class Study:
+    """All that a report is about.
+
+    Attributes:
+        rows: a line per result and grid: the columns of ``results.csv`` and ``grid``, ``anchor`` (of its run),
+            ``line`` (in its results), ``name`` (of its row in a table), ``baseline`` (whether it is one).
+        runs: by anchor.
+        lines: of each run's results, by anchor.
+        left_out: (folder, reason) of what could not be used.
+        failed: (name, reason) of a study's cells.
+        pending: names of a study's cells without results that did not fail.
+        repeats: results with the same settings and seed as another one, which are not used.
+    """
+
+    rows: pd.DataFrame
+    runs: dict[str, Run] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+    repeats: int = 0
+
+
+def read_study(paths: Iterable[Path], pool_grids: bool = False) -> Study:
+    """Everything in these folders of runs, or runs.
+
+    Args:
+        paths: folders of run folders, or run folders.
+        pool_grids: put what several grids say about the same images into one table.
+
+    Raises:
+        InputError: a folder that does not exist, or not one finished run in all of them.
+    """
+    study, frames = Study(pd.DataFrame()), []
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"there is no folder {path}: give folders of runs, such as runs/")
+        plan = _read_plan(path / "plan.csv")
+        folders = [path] if (path / "config.yaml").is_file() else sorted(p for p in path.iterdir() if p.is_dir())
+        for folder in folders:
+            if folder.name not in OWN_FOLDERS and not folder.name.startswith("."):
+                frames += _add_run(study, folder, [line for line in plan if line["run"] == folder.name])
+        study.failed += [(p.stem, p.read_text().strip()) for p in sorted(path.glob("failed/*.txt"))]
+        _note_pending(study, path, plan)
+    if not frames:
+        where = "; ".join(f"{name}: {reason}" for name, reason in study.left_out[:3]) or "no run folder in it"
+        raise InputError(f"no finished run in {', '.join(map(str, paths))}: {where}")
+    rows = pd.concat(frames, ignore_index=True)
+    if pool_grids:
+        rows["grid"] = ""
+    rows["data"] = _data_labels(rows, study.runs)
+    rows["name"] = _row_names(rows, study.runs)
+    identity = [*SUBSET, "label_fraction", "name", "probe", "seed"]
+    repeated = rows.duplicated(identity)
+    # One run named by several pooled grids is no repeat, nor are baselines that every run brings along.
+    again = rows[repeated & ~rows["baseline"]].drop_duplicates(["anchor", "line"])
+    kept = set(zip(rows["anchor"][~repeated], rows["line"][~repeated], strict=True))
+    study.repeats = sum((a, line) not in kept for a, line in zip(again["anchor"], again["line"], strict=True))
+    study.rows = rows[~repeated].reset_index(drop=True)
+    return study
+
+
+def _read_plan(path: Path) -> list[dict[str, str]]:
+    """The lines of a study's plan; none without one."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for number, line in enumerate(lines, 2):
+        if None in line or any(line.get(name) is None for name in PLAN_COLUMNS):
+            raise InputError(f"{path}, line {number}: expected {len(PLAN_COLUMNS)} columns: write it again")
+        if not all(_is_number(line[name]) for name in ("rho", "total")):
+            raise InputError(f"{path}, line {number}: rho or total is no number: write it again")
+    return lines
+
+
+def _add_run(study: Study, folder: Path, plan: list[dict[str, str]]) -> list[pd.DataFrame]:
+    """The results of one run, once for each point of the grids that it stands for; none if it cannot be used."""
+    try:
+        text = (folder / "config.yaml").read_text()
+        config = yaml.safe_load(text)
+        if not isinstance(config, dict):
+            raise InputError("config.yaml holds no settings")
+        results = read_results(folder / "results.csv")
+    except (InputError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        study.left_out.append((str(folder), _reason(folder, error)))
+        return []
+    environment = _read_environment(folder)
+    taken = sum(run.folder.name == folder.name for run in study.runs.values())
+    anchor = f"run-{folder.name}" + (f"-{taken + 1}" if taken else "")
+    command = plan[0]["command"] if plan else _command(environment)
+    study.lines[anchor] = len(results)
+    study.runs[anchor] = Run(folder, anchor, config, text, environment, command)
+    baseline = results["features"] != "pretrained"
+    results = results.assign(anchor=anchor, line=range(len(results)), grid="", baseline=baseline)
+    points = {(p["grid"], p["profile"], float(p["rho"]), float(p["total"])) for p in plan}
+    return [results.assign(grid=g, profile=p, rho=r, total=t) for g, p, r, t in sorted(points)] or [results]
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    if not (folder / "config.yaml").is_file():
+        return "not a run folder: it has no config.yaml"
+    if not (folder / "results.csv").is_file():
+        return "not finished: it has no results.csv"
+    if isinstance(error, yaml.YAMLError):
+        return "config.yaml is not YAML"
+    if isinstance(error, UnicodeDecodeError):
+        return "config.yaml or results.csv is no text"
+    return str(error).splitlines()[0]
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """The lines of a ``results.csv``, numbers as floats (empty ones NaN), texts as they are.
+
+    Raises:
+        InputError: an unknown or missing column, a torn line, or a value that cannot be.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        found = list(reader.fieldnames or ())
+        unknown = [name for name in found if name not in COLUMNS]
+        missing = [name for name in COLUMNS if name not in found and name not in OPTIONAL]
+        if unknown:
+            raise InputError(f"results.csv has an unknown column '{unknown[0]}': made by another version?")
+        if missing:
+            raise InputError(f"results.csv lacks the column '{missing[0]}': torn, or no results of a run")
+        lines = list(reader)
+    if not lines:
+        raise InputError("results.csv has no lines")
+    for number, line in enumerate(lines, 2):
+        problem = _problem(line)
+        if problem:
+            raise InputError(f"results.csv, line {number}: {problem}")
+    frame = pd.DataFrame(lines).reindex(columns=COLUMNS).astype(object).fillna("")
+    for name in (*NUMBERS, *SCORES):
+        frame[name] = pd.to_numeric(frame[name].replace("", None))
+    frame["total"] = frame["total"].fillna(0.0)
+    return frame
+
+
+def _problem(line: dict[Any, Any]) -> str:
+    """Why a line cannot be used; empty if it can."""
+    if None in line or any(value is None for value in line.values()):
+        return "torn: it has another number of values than the header"
+    for name in (*NUMBERS, *SCORES):
+        value = line.get(name, "")
+        if value == "" and name not in NEEDED:
+            continue
+        if not _is_number(value):
+            return f"{name} is '{value}', expected a number"
+        if name in SCORES and not 0 <= float(value) <= 1:
+            return f"{name} is {value}, expected 0 to 1"
+    if line["features"] not in ORDER:
+        return f"features are '{line['features']}', expected one of {', '.join(ORDER)}"
+    return "" if line["probe"] in PROBES else f"unknown probe '{line['probe']}'"
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _read_environment(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _command(environment: Mapping[str, Any]) -> str:
+    words = environment.get("command") or []
+    return shlex.join(["python", f"trainers/{words[0]}", *map(str, words[1:])]) if words else ""
+
+
+def _note_pending(study: Study, path: Path, plan: list[dict[str, str]]) -> None:
+    """Cells of the plan without results: they replace what was said about their half-written folders."""
+    known = {run.folder for run in study.runs.values()} | {Path(name) for name, _ in study.left_out}
+    failed = {name for name, _ in study.failed}
+    unfinished = {Path(name) for name, reason in study.left_out if reason.startswith("not finished")}
+    for name in dict.fromkeys(line["run"] for line in plan):
+        if name not in failed and (path / name not in known or path / name in unfinished):
+            study.pending.append(name)
+    planned = {line["run"] for line in plan}
+    told = {str(path / name) for name in planned if path / name in unfinished}
+    study.left_out = [(name, reason) for name, reason in study.left_out if name not in told]
+
+
+def _data_labels(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
+    """Names of the data sets that tell apart whatever has other images."""
+    seeds: dict[str, set[Any]] = {}
+    for data, anchor in zip(rows["data"], rows["anchor"], strict=True):
+        seeds.setdefault(data, set()).add(runs[anchor].config.get("data_seed", 0))
+
+    def label(data: str, config: Mapping[str, Any]) -> str:
+        words = [f"{data} (synthetic)" if data == "phantom" else data]
+        words += [f"{config['size']} px"] if config.get("size", 0) not in (0, 28) else []
+        words += [f"{config['channels']} channels"] if config.get("channels") else []
+        words += [f"data seed {config.get('data_seed', 0)}"] if len(seeds[data]) > 1 else []
+        return ", ".join(words)
+
+    return [label(d, runs[a].config) for d, a in zip(rows["data"], rows["anchor"], strict=True)]
+
+
+def _row_names(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
+    """What each result's row is called: settings beside method, recipe and samplers are named where they tell rows of
+    one table apart, unless more than half of the runs have that value.
+    """
+    names = pd.Series([_plain_name(row) for row in rows.to_dict("records")], index=rows.index)
+    for _, group in rows.groupby([names, "grid", "data"], sort=False):
+        differing: dict[str, None] = {}
+        for _, table in group.groupby(SUBSET, sort=False):
+            differing |= dict.fromkeys(_differing(table, runs))
+        configs = {anchor: runs[anchor].config for anchor in group["anchor"].unique()}
+        usual = {s: _usual([config.get(s) for config in configs.values()]) for s in differing}
+        for index, anchor in group["anchor"].items():
+            own = [f"{s} {configs[anchor].get(s)}" for s in differing if repr(configs[anchor].get(s)) != usual[s]]
+            more = [f"{len(own) - 4} more"] if len(own) > 4 else []
+            names[index] = ", ".join([names[index], *own[:4], *more])
+    return names.tolist()
+
+
+def _plain_name(row: Mapping[Any, Any]) -> str:
+    if row["baseline"]:
+        return NAMES[row["features"]]
+    words = [f"{row['method']} on {row['recipe']}"]
+    words += [row["sampler"]] if row["sampler"] not in ("", "uniform") else []
+    words += [f"partner {row['partner']}"] if row["partner"] not in ("", "uniform") else []
+    return ", ".join(words)
+
+
+def _differing(table: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
+    """Settings that matter to these rows, all of one name and of one table, and are not the same in all of them."""
+    features = table["features"].iloc[0]
+    configs = [runs[anchor].config for anchor in table["anchor"].unique()]
+    matter: list[str] = sorted({name for config in configs for name in config if name not in TOLD})
+    if features in ("majority", "raw pixels"):
+        matter = []
+    elif features == "random":
+        matter = ["backbone"]
+    elif features == "supervised":
+        matter = list(OF_SUPERVISED)
+    return [s for s in matter if len({repr(config.get(s)) for config in configs}) > 1]
+
+
+def _usual(values: list[Any]) -> str:
+    """The value that more than half have; else nothing."""
+    texts = [repr(value) for value in values]
+    most = max(set(texts), key=texts.count)
+    return most if 2 * texts.count(most) > len(texts) else ""
+
+
+@cache
+def read_predictions(folder: Path, lines: int) -> Predictions | None:
+    """What a run with so many results predicted; None where the file is missing, torn, or of other results."""
+    try:
+        with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
+            labels = stored["labels"]
+            rows = tuple(stored[f"row_{i:03d}"] for i in range(lines))
+            if any(row.shape != labels.shape for row in rows) or f"row_{lines:03d}" in stored:
+                return None
+            projection = stored.get("projection")
+            names = tuple(map(str, stored["class_names"]))
+            return Predictions(labels, rows, stored["train_counts"], names, projection)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
