@@ -162,7 +162,9 @@ def test_a_cell_that_runs_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: p
 def test_killed_in_mid_cell_the_same_command_goes_on(tmp_path: Path, finished: tuple[BenchmarkSettings, Path]) -> None:
     """kill -9 of the command and of the run below it; then every run is as if nothing had happened."""
     out = tmp_path / "out"
+    # As many workers, so that each run has as many threads: sums in another order are not equal to the bit.
     command = [sys.executable, "-m", "amimv.trainers.benchmark", finished[0].study, "--output", str(out)]
+    command += ["--workers", "2"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while not (begun := [*out.glob("*simclr*/config.yaml")]) and time.monotonic() < deadline:
