@@ -5,8 +5,7 @@ folder of its own, in a process of its own. The same command again goes on where
 what was interrupted resumes, what failed is tried again. Cells run one after the other, ``--workers`` at a time, on
 one ``--shard`` of several machines, or as jobs of a cluster through submitit (``--cluster slurm``).
 
-Exit status: 0 done, 1 some cells failed (``failed/NAME.txt`` says why, the rest ran), 2 input that cannot be used, 75
-interrupted by SIGTERM or SIGINT, which the running cells are told, too (the same command goes on).
+Exit status: 0 done, 1 some cells failed (``failed/NAME.txt`` says why, the rest ran), 2 input that cannot be used.
 """
 
 import fcntl
@@ -14,23 +13,19 @@ import itertools
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 import tyro
-from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -42,13 +37,8 @@ from amimv.trainers.study import Cell, read_study, write_plan
 
 logger = logging.getLogger("amimv")
 
-EXIT_FAILED = 1
-#: How a run ends that was told to: after saving, or where there was nothing to save.
-INTERRUPTED = (EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
 #: Steps that a dry run measures, after as many for warming up.
 MEASURED = 5
-#: Seconds between two looks at a cell or a lock that is waited for.
-WAIT = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,37 +73,15 @@ def is_done(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, stop: threading.Event | None = None) -> Iterator[IO[str] | None]:
-    """Held by one process, and whom it hands the file to; the system lets go of it when they die, however they do.
-
-    Gives the file, or None if it was told to stop before it had it.
-    """
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the system lets go of it when that process dies, however it does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        while not _flock(file):
-            if stop is not None and stop.wait(WAIT):
-                yield None
-                return
-            time.sleep(0 if stop else WAIT)
-        yield file
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _flock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def run_cell(
-    flags: list[str],
-    output: Path,
-    run: str,
-    threads: int = 0,
-    keep_checkpoints: bool = False,
-    stop: threading.Event | None = None,
-) -> str:
+def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_checkpoints: bool = False) -> str:
     """Run one cell in a process of its own, unless it is done, and wait for one that runs already.
 
     Args:
@@ -122,54 +90,29 @@ def run_cell(
         run: name of the run folder.
         threads: of the process, if it runs on a CPU; 0: all.
         keep_checkpoints: of a run that is done.
-        stop: once it is set, the run saves and ends.
 
     Returns:
         "done", "interrupted", or why it failed.
     """
     failure, log = output / "failed" / f"{run}.txt", output / "logs" / f"{run}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    where = ["--output", str(output), "--name", run, "--resume", "auto"]
-    command = [sys.executable, "-m", "amimv.trainers.pretrain", *flags, *where]
-    with locked(output / "locks" / run, stop) as lock:
-        if lock is None:
-            return "interrupted"
-        if not is_done(output / run):
-            with log.open("a") as file:
-                start = file.tell()
-                # With the lock, so that a run which outlives this process is not run a second time beside it.
-                process = subprocess.Popen(
-                    command, stdout=file, stderr=file, env=_environment(threads), pass_fds=(lock.fileno(),)
-                )
-                status = _wait(process, stop)
+    with locked(output / "locks" / run):
         if is_done(output / run):
-            tidy(output, run, keep_checkpoints)
             return "done"
-        if status in INTERRUPTED:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        where = ["--output", str(output), "--name", run, "--resume", "auto"]
+        command = [sys.executable, "-m", "amimv.trainers.pretrain", *flags, *where]
+        with log.open("a") as file:
+            status = subprocess.run(command, stdout=file, stderr=file, env=_environment(threads)).returncode
+        if is_done(output / run):
+            failure.unlink(missing_ok=True)
+            if not keep_checkpoints:
+                shutil.rmtree(output / run / "checkpoints", ignore_errors=True)
+            return "done"
+        if status == EXIT_INTERRUPTED:
             return "interrupted"
-        reason = _last_line(log, start) or f"no output, exit status {status}"
-        reason = reason if status >= 0 else f"killed by signal {-status}; last line: {reason}"
-        write_failure(failure, reason)
-        return reason
-
-
-def _wait(process: "subprocess.Popen[bytes]", stop: threading.Event | None) -> int:
-    """The exit status; a process that is to stop is told so, and saves first."""
-    while stop is not None:
-        try:
-            return process.wait(WAIT)
-        except subprocess.TimeoutExpired:
-            if stop.is_set():
-                process.terminate()
-                break
-    return process.wait()
-
-
-def tidy(output: Path, run: str, keep_checkpoints: bool) -> None:
-    """What a run that is done needs no longer: why it failed before, and its checkpoints."""
-    (output / "failed" / f"{run}.txt").unlink(missing_ok=True)
-    if not keep_checkpoints:
-        shutil.rmtree(output / run / "checkpoints", ignore_errors=True)
+        reason = _last_line(log) or f"no output, exit status {status}"
+        write_failure(failure, reason if status >= 0 else f"killed by signal {-status}; last line: {reason}")
+        return failure.read_text().strip()
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -178,9 +121,9 @@ def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def _last_line(log: Path, start: int) -> str:
-    """The last line after this many bytes; what a progress bar writes over is a line, too."""
-    lines = [line.strip() for line in log.read_bytes()[start:].decode(errors="replace").splitlines()]
+def _last_line(log: Path) -> str:
+    """The last line, of which a progress bar keeps only what it wrote last."""
+    lines = [line.split("\r")[-1].strip() for line in log.read_text(errors="replace").splitlines()]
     return next((line.removeprefix("error: ") for line in reversed(lines) if line), "")
 
 
@@ -204,8 +147,7 @@ def own_shard(cells: list[Cell], shard: str) -> list[Cell]:
 def run_all(settings: BenchmarkSettings, cells: list[Cell], output: Path) -> list[str]:
     """Run the cells, several at a time; what came of each, as it comes in."""
     cpu = not torch.cuda.is_available()
-    shared = cpu and settings.workers > 1 and settings.cluster != "slurm"  # whose jobs have processors of their own
-    threads = max(1, (os.cpu_count() or 1) // settings.workers) if shared else 0
+    threads = max(1, (os.cpu_count() or 1) // settings.workers) if cpu and settings.workers > 1 else 0
     work = [(cell.flags(), output, cell.run, threads, settings.keep_checkpoints) for cell in cells]
     jobs: dict[Any, Cell] = {}
     if settings.cluster:
@@ -213,14 +155,12 @@ def run_all(settings: BenchmarkSettings, cells: list[Cell], output: Path) -> lis
         submitted = executor.map_array(run_cell, *zip(*work, strict=True))
         jobs = dict(zip(submitted, cells, strict=True))
         return [report(cell, _outcome(job.result, output, cell)) for job, cell in jobs.items()]
-    stop = threading.Event()
     with ThreadPoolExecutor(settings.workers) as pool:
-        jobs = {pool.submit(run_cell, *one, stop): cell for one, cell in zip(work, cells, strict=True)}
+        jobs = {pool.submit(run_cell, *one): cell for one, cell in zip(work, cells, strict=True)}
         try:
             finished = tqdm(as_completed(jobs), total=len(jobs), unit="cell")
             return [report(jobs[job], _outcome(job.result, output, jobs[job])) for job in finished]
-        except BaseException:  # an interruption: what has not begun will not, what runs saves
-            stop.set()
+        except BaseException:  # an interruption: what has not begun will not
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -263,15 +203,13 @@ def estimate(cells: list[Cell], settings: BenchmarkSettings) -> list[float]:
     costs = []
     for cell in cells:
         s = cell.settings
-        size = s.view_size or s.size or (s.data if s.data.endswith(".npz") else 0)  # which has one of its own
-        kind = (s.method, s.recipe, s.partners, s.backbone, size, s.batch_size, s.mixed_precision)
+        kind = (s.method, s.recipe, s.partners, s.backbone, s.view_size or s.size, s.batch_size, s.mixed_precision)
         if kind not in rates:
             rates[kind] = measure_rate(s)
         rate, views = rates[kind]
         supervised = s.supervised_steps * len(s.label_fractions) * len(s.supervised_lr)
         supervised *= (s.baselines != "no") + (s.finetune and s.baselines != "only")
-        steps = s.steps or s.epochs * (cell.images // s.batch_size)
-        trained = 0 if s.baselines == "only" else views * steps
+        trained = 0 if s.baselines == "only" else views * (s.steps or 1)
         costs.append((trained + supervised) * s.batch_size / rate)
     return costs
 
@@ -279,7 +217,6 @@ def estimate(cells: list[Cell], settings: BenchmarkSettings) -> list[float]:
 def measure_rate(settings: PretrainSettings) -> tuple[float, int]:
     """Views per second of a few training steps, and distinct views of a pair."""
     settings = replace(settings, knn_every=0, tracker="", baselines="no")
-    AcceleratorState._reset_state(reset_partial_state=True)  # which refuses another mixed precision
     with tempfile.TemporaryDirectory() as folder:
         accelerator = make_accelerator(settings, Path(folder))
         run = build_training(settings, Path(folder), accelerator)
@@ -304,7 +241,7 @@ def print_plan(cells: list[Cell], costs: list[float], output: Path) -> None:
     for cell, cost in zip(cells, costs, strict=True):
         state = "done" if is_done(output / cell.run) else cell.problem or f"{cost:,.0f} s"
         steps = str(cell.settings.steps or f"{cell.settings.epochs} epochs")
-        table.add_row(cell.run, str(cell.images), "" if cell.kind == "baselines" else steps, state)
+        table.add_row(cell.run, str(cell.settings.total or "all"), "" if cell.kind == "baselines" else steps, state)
     console = Console(width=max(120, max((len(cell.run) for cell in cells), default=0) + 40))
     console.print(table)
     left = sum(c for cell, c in zip(cells, costs, strict=True) if not is_done(output / cell.run))
@@ -323,7 +260,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
     """Plan, run, report.
 
     Returns:
-        The exit status.
+        How many cells failed.
     """
     check_choice("cluster", settings.cluster, ("", "slurm", "local"))
     if settings.workers < 1:
@@ -340,17 +277,13 @@ def benchmark(settings: BenchmarkSettings) -> int:
             logger.info("cannot run %s and %d more: %s", first, len(others), problem)
         return 0
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output / "locks" / "plan"):  # other shards write it, too
-        write_plan(plan, output / "plan.csv")
+    write_plan(plan, output / "plan.csv")
     outcomes = []
     for cell in cells:
         if cell.problem:
             write_failure(output / "failed" / f"{cell.run}.txt", cell.problem)
             outcomes.append(report(cell, cell.problem))
     todo = [cell for cell in able if not is_done(output / cell.run)]
-    for cell in able:
-        if cell not in todo:
-            tidy(output, cell.run, settings.keep_checkpoints)
     logger.info("%d cells are done already, %d to run", len(able) - len(todo), len(todo))
     outcomes += run_all(settings, todo, output) if todo else []
     failed = sum(outcome not in ("done", "interrupted") for outcome in outcomes)
@@ -362,7 +295,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
         output,
         output / "report.html",
     )
-    return EXIT_FAILED if failed else EXIT_INTERRUPTED if "interrupted" in outcomes else 0
+    return failed
 
 
 def main() -> None:
@@ -370,20 +303,11 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     def command() -> None:
-        status = benchmark(tyro.cli(BenchmarkSettings, prog="benchmark.py", description=__doc__))
-        if status:
-            sys.exit(status)
+        if benchmark(tyro.cli(BenchmarkSettings, prog="benchmark.py", description=__doc__)):
+            sys.exit(1)
 
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        run_command(command)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr, flush=True)
-        sys.exit(EXIT_INTERRUPTED)
+    run_command(command)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,6 @@ class Cell:
         given: the settings that the study gives, by name, ``total`` resolved.
         settings: all of them.
         problem: why the data cannot be had here; empty if it can.
-        images: in the training subset; 0 if the data cannot be had here.
     """
 
     grid: str
@@ -82,14 +81,10 @@ class Cell:
     given: Mapping[str, Any]
     settings: PretrainSettings
     problem: str = ""
-    images: int = 0
 
     def flags(self) -> list[str]:
         """The flags of ``pretrain.py`` that make this run."""
-        # In the settings' own types: YAML's 64.0 is 64 there. The method as given: an alias has layers of its own.
-        as_given = tuple(self.given) if self.problem else ("method",)
-        values = {name: self.given[name] if name in as_given else getattr(self.settings, name) for name in self.given}
-        return list(itertools.chain.from_iterable(_flag(name, value) for name, value in values.items()))
+        return list(itertools.chain.from_iterable(_flag(name, value) for name, value in self.given.items()))
 
     def command(self) -> str:
         """What a reader types to make this run again."""
@@ -135,67 +130,43 @@ def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[
     where = f"{path}: grid {name}"
     if not isinstance(grid, dict):
         raise InputError(f"{where} is {grid!r}, expected lines of 'setting: value' or 'setting: [values]'")
-    baselines = grid.get("baselines", True)
-    if not isinstance(baselines, bool):
-        raise InputError(f"{where}: baselines is {baselines!r}, expected true or false")
-    axes = {key: _axis(where, key, value) for key, value in grid.items() if key != "baselines"}
-    cells, bare = [], []
+    own = [key for key in (*common, *(key for key in grid if key != "baselines")) if key in OWN]
+    if own:
+        raise InputError(f"{where}: {own[0]} cannot be given: the study sets it for each cell")
+    axes = {key: _axis(key, value) for key, value in grid.items() if key != "baselines"}
+    rhos = [float(rho) for rho in axes.get("rho", [common.get("rho", 1)])]
+    cells = []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         chosen = _of_set(path, sets, point.pop("data", common.get("data", "phantom")))
-        for layer in (common, chosen, point):
-            _check_own(where, layer)
-        given = _over(_over({"data": ""} | common, chosen), point)
-        rhos = axes.get("rho", [given.get("rho", 1)])
-        cells.append(_cell(where, name, "cell", given, rhos))
-        bare.append((_of_baselines(cells[-1].given), rhos))
-    if not baselines:
+        cells.append(_cell(where, name, "cell", {"data": ""} | common | chosen | point, rhos))
+    if not grid.get("baselines", True):
         return cells
-    return [_cell(where, name, "baselines", given, rhos) for given, rhos in _distinct(bare)] + cells
+    bare = [{key: cell.given[key] for key in OF_BASELINES if key in cell.given} for cell in cells]
+    return [_cell(where, name, "baselines", given | {"baselines": "only"}, rhos) for given in _distinct(bare)] + cells
 
 
-def _check_own(where: str, layer: Mapping[str, Any]) -> None:
-    own = [key for key in layer if key in OWN]
-    if own:
-        raise InputError(f"{where}: {own[0]} cannot be given: the study sets it for each cell")
-
-
-def _over(below: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer on those below it; a length in epochs takes the place of one in steps, and the other way round."""
-    replaced = {other for name, other in (("epochs", "steps"), ("steps", "epochs")) if layer.get(name)}
-    return {name: value for name, value in below.items() if name not in replaced} | layer
-
-
-def _of_baselines(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: given[key] for key in OF_BASELINES if key in given} | {"baselines": "only"}
-
-
-def _axis(where: str, key: str, value: Any) -> list[Any]:
+def _axis(key: str, value: Any) -> list[Any]:
     values = value if isinstance(value, list) and key not in LISTS else [value]
     if not values:
-        raise InputError(f"{where}: {key} is an empty list, expected at least one value")
+        raise InputError(f"{key} is an empty list, expected at least one value")
     return values
 
 
-def _distinct(points: list[Any]) -> list[Any]:
+def _distinct(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [point for i, point in enumerate(points) if point not in points[:i]]
 
 
-def _of_set(path: Path, sets: dict[str, Any], data: Any) -> dict[str, Any]:
+def _of_set(path: Path, sets: dict[str, Any], data: str) -> dict[str, Any]:
     """A data set's own settings."""
-    if not isinstance(data, str):
-        raise InputError(f"{path}: data is {data!r}, expected the name of one set, or in a grid a list of names")
-    chosen = sets.get(data) or {}
-    if not isinstance(chosen, dict):
-        raise InputError(f"{path}: set {data} is {chosen!r}, expected lines of 'setting: value'")
-    own = {"data": data} | chosen
+    own = {"data": data} | (sets.get(data) or {})
     name = str(own["data"])
     if name != "phantom" and not name.endswith(".npz") and not name.startswith(FOLDER):
         check_choice("data set", name, (*sets, "phantom", *medmnist_names()))
     return own
 
 
-def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[Any]) -> Cell:
+def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[float]) -> Cell:
     """A cell whose settings are complete and whose images are known.
 
     Raises:
@@ -212,14 +183,13 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
             raise train
         return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
-        ratios = tuple(settings_from(given | {"total": 0, "rho": rho}, where).rho for rho in rhos)
-        given = given | {"total": _common_total(split, ratios, settings.profile)}
+        given = given | {"total": _common_total(split, tuple(rhos), settings.profile)}
         settings = settings_from(given, where)
     try:
-        count, images = _images(replace(split, rho=settings.rho, profile=settings.profile, total=settings.total))
+        images = _images(replace(split, rho=settings.rho, profile=settings.profile, total=settings.total))
     except InputError as error:
         raise InputError(f"{where}: {settings.data}, rho {settings.rho:g}: {error}") from error
-    return Cell(grid, kind, _run_name(kind, settings, images), train.name, given, settings, images=count)
+    return Cell(grid, kind, _run_name(kind, settings, images), train.name, given, settings)
 
 
 @cache
@@ -239,12 +209,11 @@ def _common_total(split: PretrainSettings, rhos: tuple[float, ...], profile: str
 
 
 @cache
-def _images(subset: PretrainSettings) -> tuple[int, str]:
-    """How many images a long tail keeps, and a hash of which."""
+def _images(subset: PretrainSettings) -> str:
+    """A hash of which images a long tail keeps."""
     train = _training_split(replace(subset, rho=1.0, profile="exp", total=0))
     assert isinstance(train, ImageStore)
-    indices = subset_indices(subset, train)
-    return len(indices), hashlib.sha256(indices.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(subset_indices(subset, train).numpy().tobytes()).hexdigest()
 
 
 def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
