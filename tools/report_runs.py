@@ -6,7 +6,7 @@ import math
 import shlex
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 
 from amimv import InputError
 from amimv.trainers.evaluation import COLUMNS, ORDER
+from amimv.trainers.settings import METHODS, settings_class
 from amimv.trainers.study import NOT_IDENTITY, OF_BASELINES, PLAN_COLUMNS
 
 #: Columns that results of earlier versions lack.
@@ -52,7 +53,8 @@ class Run:
     Attributes:
         folder: of the run.
         anchor: its id in the page, distinct among all runs.
-        config: ``config.yaml`` as a mapping, and as it is written.
+        config: ``config.yaml`` as a mapping, on the defaults of settings that it lacks.
+        config_text: ``config.yaml`` as it is written.
         environment: ``environment.json``, empty if it cannot be read.
         command: what makes it again, empty if unknown.
     """
@@ -164,6 +166,7 @@ def _add_run(study: Study, folder: Path, plan: list[dict[str, str]]) -> list[pd.
     except (InputError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         study.left_out.append((str(folder), _reason(folder, error)))
         return []
+    config = _with_defaults(config)
     environment = _read_environment(folder)
     taken = sum(run.folder.name == folder.name for run in study.runs.values())
     anchor = f"run-{folder.name}" + (f"-{taken + 1}" if taken else "")
@@ -174,6 +177,12 @@ def _add_run(study: Study, folder: Path, plan: list[dict[str, str]]) -> list[pd.
     results = results.assign(anchor=anchor, line=range(len(results)), grid="", baseline=baseline)
     points = {(p["grid"], p["profile"], float(p["rho"]), float(p["total"])) for p in plan}
     return [results.assign(grid=g, profile=p, rho=r, total=t) for g, p, r, t in sorted(points)] or [results]
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, and of those that its version did not know yet the defaults, which are what it did."""
+    method = str(config.get("method", ""))
+    return asdict(settings_class(method)()) | config if method in METHODS else config
 
 
 def _reason(folder: Path, error: Exception) -> str:

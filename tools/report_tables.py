@@ -107,12 +107,14 @@ def main_table(rows: pd.DataFrame, runs: Mapping[str, Run], probe: str) -> Table
     made = []
     for name, own in ordered(rows):
         cells = [spread(pick(own, p)["balanced_accuracy"]) for p in PROBES]
-        cells += [spread(pick(own, probe)[metric]) for metric in SHORT]
+        cells += [spread(pick(own, probe)[metric]) for metric in (*SHORT, "val_balanced_accuracy")]
         seeds = own["seed"].nunique()
         behind = own.drop_duplicates("anchor").sort_values("seed")
         links = tuple((f"{seed:.0f}", anchor) for seed, anchor in zip(behind["seed"], behind["anchor"], strict=True))
         made.append(Row(name, bool(own["baseline"].iloc[0]), (*cells, Cell(str(seeds), seeds)), links))
-    columns = [label for label, _ in PROBES.values()] + [f"{PROBES[probe][0]}: {name}" for name in SHORT.values()]
+    columns = [label for label, _ in PROBES.values()] + [
+        f"{PROBES[probe][0]}: {name}" for name in (*SHORT.values(), "validation")
+    ]
     marked = mark_best(made, range(len(columns)))
     return Table(describe(rows), (*columns, "seeds"), marked, tuple(notes(rows, runs)))
 

@@ -105,6 +105,15 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
+def test_settings_that_a_version_did_not_know_are_its_defaults(tmp_path: Path) -> None:
+    write_run(tmp_path / "old", [{"seed": 0}], method="mimv", momentum=0.9)
+    write_run(tmp_path / "new", [{"seed": 1}], method="mimv", momentum=0.9, spare_positives=False)
+    write_run(tmp_path / "other", [{"seed": 0}], method="mimv", momentum=0.9, spare_positives=True)
+    seeds = read_study([tmp_path]).rows.groupby("name")["seed"].nunique()
+    assert sorted(seeds) == [1, 2]
+    assert [name for name in seeds.index if "spare_positives True" in name]
+
+
 def at_rho(study: Study, rho: float) -> pd.DataFrame:
     return study.rows[study.rows["rho"] == rho]
 
