@@ -220,9 +220,8 @@ def measure_training(
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:
-            row |= profile_step(
-                ["--backbone", backbone, "--method", method, "--recipe", recipe, *flags], measured_seconds
-            )
+            argv = ["--backbone", backbone, "--method", method, "--recipe", recipe, *flags]
+            row |= profile_step(argv, measured_seconds, cpu=device == "cpu")
         except Exception as error:
             row["error"] = f"{type(error).__name__}: {first_line(str(error))}"
         record["rows"].append(row)

@@ -281,11 +281,11 @@ def training_flags(s: ProfileSettings, recipe: str) -> list[str]:
     return [*flags, "--compile"] if s.compile else flags
 
 
-def show_training(s: ProfileSettings, console: Console) -> list[dict[str, Any]]:
+def show_training(s: ProfileSettings, console: Console, device: torch.device) -> list[dict[str, Any]]:
     result = []
     parts = ("data", "forward", "backward", "optimizer", "other")
     for recipe in s.recipes:
-        step = profile_step(training_flags(s, recipe), s.repeats * s.seconds)
+        step = profile_step(training_flags(s, recipe), s.repeats * s.seconds, cpu=device.type == "cpu")
         spent = {part: step[f"{part}_ms"] for part in parts}
         total = sum(spent.values())
         rows = [(part, f"{ms:.2f}", f"{100 * ms / total:.1f} %") for part, ms in spent.items()]
@@ -342,6 +342,9 @@ def check(s: ProfileSettings) -> None:
         get_recipe(recipe)
     for backend in s.backends:
         check_choice("backend", backend, BACKENDS)
+    for flag, needed in (("trace", "stages"), ("plot", "scale")):
+        if getattr(s, flag) and not getattr(s, needed):
+            raise InputError(f"--{flag} is written by --{needed}: give both")
     if s.repeats < 1 or s.seconds < 0:
         raise InputError(f"repeats is {s.repeats} and seconds {s.seconds}: expected at least 1, and at least 0")
 
@@ -358,7 +361,7 @@ def profile(settings: ProfileSettings) -> dict[str, Any]:
     if s.stages:
         document["stages"] = show_stages(s, console, device)
     if s.train:
-        document["training"] = show_training(s, console)
+        document["training"] = show_training(s, console, device)
     if s.scale:
         document["scaling"] = show_scaling(s, console, device)
     if s.json:

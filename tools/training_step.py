@@ -36,12 +36,13 @@ def run_steps(run: Training, batches: Iterator[PairBatch], seconds: float) -> tu
     return steps, (time.perf_counter() - started) / steps
 
 
-def profile_step(argv: list[str], seconds: float) -> dict[str, float]:
+def profile_step(argv: list[str], seconds: float, cpu: bool = False) -> dict[str, float]:
     """Profile the trainer's step.
 
     Args:
         argv: flags of ``trainers/pretrain.py``.
         seconds: how long is measured, once with and once without the device being waited for around each part.
+        cpu: train on the CPU, even if there is a GPU.
 
     Returns:
         ``step_ms`` and ``data_wait_share`` of a step as it is trained; ``data_ms``, ``forward_ms``,
@@ -50,8 +51,7 @@ def profile_step(argv: list[str], seconds: float) -> dict[str, float]:
     """
     settings, _ = resolve([*argv, "--no-evaluate"], prog="profile_throughput.py")
     with TemporaryDirectory() as folder:
-        run = build_training(settings, Path(folder), make_accelerator(settings, Path(folder)))
-    run.progress.close()
+        run = build_training(settings, Path(folder), make_accelerator(settings, Path(folder), cpu))
     run.total_steps = 10**9  # the schedules never end
     batches = endless_pairs(run)
     for _ in range(WARM_UP_STEPS):

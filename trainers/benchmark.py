@@ -220,7 +220,6 @@ def measure_rate(settings: PretrainSettings) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as folder:
         accelerator = make_accelerator(settings, Path(folder))
         run = build_training(settings, Path(folder), accelerator)
-        run.progress.close()
         batches = itertools.chain.from_iterable(run.loader.epoch(epoch) for epoch in itertools.count())
         for _ in range(MEASURED):
             train_step(run, batches, 0)

@@ -84,12 +84,12 @@ class Training:
     total_steps: int
     metrics: JsonLines
     timings: JsonLines
-    progress: Any
     step: int = 0
     unread: list[tuple[dict[str, Any], Tensor, Tensor]] = field(default_factory=list)
     waited: float = 0.0
     read_at: float = field(default_factory=time.perf_counter)
     stop_signal: int = 0
+    progress: Any = field(default_factory=lambda: tqdm(disable=True))
 
 
 def make_recipe(settings: PretrainSettings, size: int = 28) -> Recipe:
@@ -142,7 +142,8 @@ def cap_queue(settings: PretrainSettings, images: int) -> PretrainSettings:
     return replace(settings, **capped)
 
 
-def make_accelerator(settings: PretrainSettings, folder: Path) -> Accelerator:
+def make_accelerator(settings: PretrainSettings, folder: Path, cpu: bool = False) -> Accelerator:
+    """Accelerate, on a GPU if there is one unless ``cpu``."""
     s = settings
     if s.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise InputError("mixed precision fp16 needs a GPU, and there is none: use no or bf16")
@@ -152,6 +153,7 @@ def make_accelerator(settings: PretrainSettings, folder: Path) -> Accelerator:
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
         accelerator = Accelerator(
+            cpu=cpu,
             mixed_precision=s.mixed_precision,
             kwargs_handlers=[kwargs],
             log_with=s.tracker or None,
@@ -216,7 +218,6 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
         total_steps=total_steps,
         metrics=JsonLines(folder / "metrics.jsonl"),
         timings=JsonLines(folder / "timings.jsonl"),
-        progress=tqdm(total=total_steps, unit="step", disable=not accelerator.is_main_process, mininterval=1.0),
     )
 
 
@@ -520,6 +521,7 @@ def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
             judge_baselines(settings, folder, accelerator.device)
         return
     run = build_training(settings, folder, accelerator)
+    run.progress = tqdm(total=run.total_steps, unit="step", disable=not accelerator.is_main_process, mininterval=1.0)
     if run_again:
         restore(run)
     if accelerator.is_main_process:

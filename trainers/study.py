@@ -69,7 +69,7 @@ class Cell:
         kind: "cell", or "baselines" for one without pre-training.
         run: name of the run folder; equal cells (same images, same settings) have the same.
         data: name of the data set, as in the results.
-        given: the settings that the study gives, by name, ``total`` resolved.
+        given: the settings that the study gives, by name, ``total`` and aliases resolved.
         settings: all of them.
         problem: why the data cannot be had here; empty if it can.
     """
@@ -185,6 +185,9 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[fl
     if common:
         given = given | {"total": _common_total(split, tuple(rhos), settings.profile)}
         settings = settings_from(given, where)
+    if kind == "cell":
+        # As they are, so that a command makes the same run again when an alias has moved.
+        given = given | {"method": settings.method, "recipe": settings.recipe}
     try:
         images = _images(replace(split, rho=settings.rho, profile=settings.profile, total=settings.total))
     except InputError as error:

@@ -250,7 +250,8 @@ def test_throughput_of_our_own_is_counted() -> None:
 
 
 def test_an_error_of_one_model_keeps_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(argv: list[str], seconds: float) -> dict[str, float]:
+    def step(argv: list[str], seconds: float, cpu: bool) -> dict[str, float]:
+        assert cpu
         if "resnet18" in argv:
             raise RuntimeError("out of memory\nmore")
         return {"step_ms": 2.0}

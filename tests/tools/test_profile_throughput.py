@@ -204,6 +204,8 @@ def test_the_stopwatch_charges_the_inner_stage() -> None:
         ({"repeats": 0}, "repeats is 0"),
         ({"sizes": ()}, "no sizes"),
         ({"backends": ()}, "no backends"),
+        ({"trace": "t.json"}, "--trace is written by --stages: give both"),
+        ({"plot": "p.png", "stages": True}, "--plot is written by --scale"),
     ],
 )
 def test_bad_input_is_one_line(changed: dict, line: str, monkeypatch: pytest.MonkeyPatch) -> None:

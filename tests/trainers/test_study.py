@@ -12,7 +12,7 @@ import torch
 from amimv import InputError
 from amimv.pipelines import load_store, long_tail
 from amimv.trainers import study
-from amimv.trainers.settings import CONFIGS, PretrainSettings, resolve
+from amimv.trainers.settings import CONFIGS, RECIPE_ALIASES, PretrainSettings, resolve
 from amimv.trainers.study import Cell, read_study, write_plan
 
 SMALL = """
@@ -40,7 +40,7 @@ def test_a_grid_is_the_product_of_its_axes_with_one_baseline_per_subset_and_seed
     made = {
         (c.settings.data_seed, c.given["method"], c.settings.rho, c.settings.seed) for c in cells if c.kind == "cell"
     }
-    assert made == set(itertools.product([0, 4], ["simclr", "amimv"], [1.0, 50.0], [0, 1]))
+    assert made == set(itertools.product([0, 4], ["simclr", "mimv"], [1.0, 50.0], [0, 1]))
     bare = [(c.settings.data_seed, c.settings.rho, c.settings.seed) for c in cells if c.kind == "baselines"]
     assert sorted(bare) == sorted(itertools.product([0, 4], [1.0, 50.0], [0, 1]))
     assert all(c.settings.baselines == ("only" if c.kind == "baselines" else "no") for c in cells)
@@ -72,13 +72,21 @@ def test_the_common_total_is_the_largest_that_every_ratio_reaches(tmp_path: Path
     assert {c.settings.total for c in cells} == {expected}
 
 
-@pytest.mark.parametrize("name", ["study-small.yaml", "study-dermatoscopy.yaml", "ablation.yaml"])
+@pytest.mark.parametrize("name", ["study-small.yaml", "study-dermatoscopy.yaml", "ablation.yaml", "readings.yaml"])
 def test_the_flags_of_a_cell_give_its_settings(name: str, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIMV_DATA", str(real_data))
     for cell in read_study(CONFIGS / name)[::7]:
         settings, _ = resolve(cell.flags())
         assert settings == cell.settings
         assert not cell.problem
+
+
+def test_commands_hold_when_an_alias_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [c for c in cells_of(SMALL, tmp_path) if c.kind == "cell"]
+    monkeypatch.setitem(RECIPE_ALIASES, "amimv", "amimv-roles")
+    for cell in cells:
+        assert resolve(cell.flags())[0] == cell.settings
+    assert {c.run for c in cells_of(SMALL, tmp_path)} >= {c.run for c in cells if c.settings.method == "simclr"}
 
 
 def test_a_null_survives(tmp_path: Path) -> None:
