@@ -39,7 +39,7 @@ HARD = ViewPolicy(
 
 RECIPES = ("two-view", "multi-crop", "mimv", "amimv-roles", "amimv-strength", "amimv-views")
 #: ``amimv`` is the reading that this project recommends.
-ALIASES = {"amimv": "amimv-strength"}
+ALIASES = {"amimv": "amimv-views"}
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_it_prints_and_writes_a_row_each(capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_views_are_counted(store: ImageStore) -> None:
-    pairs = tool.count_pairs(store, "amimv", "kornia", False, 40, 1)
+    pairs = tool.count_pairs(store, "mimv", "kornia", False, 40, 1)
     before = torch.get_num_threads()
     assert [next(pairs) for _ in range(3)] == [4 * 40] * 3
     assert torch.get_num_threads() == 1
@@ -93,7 +93,7 @@ def test_the_ratio_is_of_the_reference() -> None:
 
 def test_stages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
-    document = profile(replace(QUICK, stages=True, recipes=("amimv",), trace=str(trace)))
+    document = profile(replace(QUICK, stages=True, recipes=("amimv-strength",), trace=str(trace)))
     assert "throughput" not in document
     (stages,) = document["stages"]
     names = [row["stage"] for row in stages["stages"]]

@@ -76,7 +76,7 @@ def write_run(folder: Path, results: list[dict[str, Any]], predictions: bool = T
             }
             line |= {"balanced_accuracy": mean(recalls), "head": recalls[0], "medium": recalls[1], "tail": recalls[2]}
             if result.get("features", "pretrained") == "pretrained":
-                line |= {"method": "mimv", "recipe": "amimv-strength", "sampler": "uniform", "partner": "uniform"}
+                line |= {"method": "mimv", "recipe": "amimv-views", "sampler": "uniform", "partner": "uniform"}
             writer.writerow(line | result)
     if predictions:
         np.savez(folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
@@ -127,10 +127,10 @@ def test_rows_columns_means_and_bold(runs: Path) -> None:
     table = main_table(at_rho(study, 50), study.runs, "knn")
     assert [row.name for row in table.rows] == [
         *("majority class", "raw pixels", "supervised from scratch"),
-        *("mimv on amimv-strength", "mimv on amimv-strength, class-balanced", "simclr on two-view"),
+        *("mimv on amimv-views", "mimv on amimv-views, class-balanced", "simclr on two-view"),
     ]
     both = [100 * (recall / 60 + 20 / 30 + 4 / 10) / 3 for recall in (50, 51)]
-    found = texts(table)["mimv on amimv-strength"]
+    found = texts(table)["mimv on amimv-views"]
     assert found[0] == f"{mean(both):.1f} ± {stdev(both):.1f}"
     assert found[1] == f"{100 * (40 / 60 + 22 / 30 + 5 / 10) / 3:.1f} ± 0.0"
     assert found[2] == "-"
@@ -139,7 +139,7 @@ def test_rows_columns_means_and_bold(runs: Path) -> None:
     assert texts(table)["supervised from scratch"][:2] == ["-", "-"]
     assert texts(table)["supervised from scratch"][2] == f"{100 * (58 / 60 + 28 / 30 + 7 / 10) / 3:.1f} ± 0.0"
     # Raw pixels are better than all, and a baseline; of one method alone in its column nothing is best.
-    assert [row.name for row in table.rows if row.cells[0].best] == ["mimv on amimv-strength, class-balanced"]
+    assert [row.name for row in table.rows if row.cells[0].best] == ["mimv on amimv-views, class-balanced"]
     assert not any(row.cells[1].best for row in table.rows)
     assert "rho 50 (exp)" in table.title
     assert [label for label, _ in table.rows[3].runs] == ["0", "1"]
@@ -149,17 +149,17 @@ def test_differences_are_paired_with_the_reference_over_seeds(runs: Path) -> Non
     study = read_study([runs])
     table = difference_table(at_rho(study, 50), study, "amimv")
     assert table is not None
-    assert "Difference from mimv on amimv-strength," in table.title
+    assert "Difference from mimv on amimv-views," in table.title
     found = texts(table)["simclr on two-view"]
     expected = 100 * ((55 / 60 - 50.5 / 60) + (10 - 20) / 30 + (2 - 4) / 10) / 3
     difference, low, high = map(float, re.findall(r"[-+][\d.]+", found[0]))
     assert difference == pytest.approx(expected, abs=0.051)
     assert low < difference < high
     assert found[1:] == ["-", "-"]
-    assert "mimv on amimv-strength" not in texts(table)
+    assert "mimv on amimv-views" not in texts(table)
     swapped = difference_table(at_rho(study, 50), study, "simclr")
     assert swapped is not None
-    assert texts(swapped)["mimv on amimv-strength"][0].startswith(f"{-expected:+.1f}")
+    assert texts(swapped)["mimv on amimv-views"][0].startswith(f"{-expected:+.1f}")
 
 
 def test_predictions_of_other_images_or_none_give_no_interval(runs: Path) -> None:
@@ -170,7 +170,7 @@ def test_predictions_of_other_images_or_none_give_no_interval(runs: Path) -> Non
     table = difference_table(at_rho(study, 50), study, "amimv")
     assert table is not None
     assert texts(table)["simclr on two-view"] == ["-", "-", "-"]
-    assert texts(table)["mimv on amimv-strength, class-balanced"] == ["-", "-", "-"]
+    assert texts(table)["mimv on amimv-views, class-balanced"] == ["-", "-", "-"]
     assert texts(table)["raw pixels"][0] != "-"
     assert "without stored predictions" in table.notes[0]
 
@@ -178,11 +178,11 @@ def test_predictions_of_other_images_or_none_give_no_interval(runs: Path) -> Non
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        ("amimv", "mimv on amimv-strength"),
+        ("amimv", "mimv on amimv-views"),
         ("simclr", "simclr on two-view"),
         ("raw pixels", "raw pixels"),
         ("byol", ""),
-        ("mimv on amimv-strength, class-balanced", "mimv on amimv-strength, class-balanced"),
+        ("mimv on amimv-views, class-balanced", "mimv on amimv-views, class-balanced"),
     ],
 )
 def test_the_reference(runs: Path, wanted: str, expected: str) -> None:
@@ -196,12 +196,12 @@ def test_drop_with_ratio_and_gain_of_a_sampler(runs: Path) -> None:
     assert drops["simclr on two-view"][3:] == ["60.0 ± 0.0", "20.0 ± 0.0", "40.0 ± 0.0"]
     assert drops["simclr on two-view"][2] == "13.3 ± 0.0"
     # Run at the highest ratio only.
-    assert "mimv on amimv-strength, class-balanced" not in drops
+    assert "mimv on amimv-views, class-balanced" not in drops
     gains = gain_table(at_rho(study, 50), "knn")
     assert gains is not None
     lost = [100 * (44 - right) / 60 for right in (50, 51)]
     expected = [f"{mean(lost):+.1f} ± {stdev(lost):.1f}", "+0.0 ± 0.0", "+30.0 ± 0.0"]
-    assert texts(gains)["mimv on amimv-strength, class-balanced"][1:] == expected
+    assert texts(gains)["mimv on amimv-views, class-balanced"][1:] == expected
     assert gain_table(at_rho(study, 1), "knn") is None
 
 
@@ -220,7 +220,7 @@ def test_settings_that_tell_rows_apart_are_named_unless_usual(tmp_path: Path) ->
             name = f"{online}-{seed}" if not (tmp_path / f"{online}-{seed}").exists() else f"again-{seed}"
             write_run(tmp_path / name, [{"seed": seed}], online=online, seed=seed)
     study = read_study([tmp_path])
-    assert set(study.rows["name"]) == {"mimv on amimv-strength", "mimv on amimv-strength, online soft"}
+    assert set(study.rows["name"]) == {"mimv on amimv-views", "mimv on amimv-views, online soft"}
     assert study.repeats == 2
     assert len(study.rows) == 4
 
@@ -298,7 +298,7 @@ def test_results_of_earlier_versions_are_read(tmp_path: Path) -> None:
     old = pd.read_csv(path).drop(columns=["total", "partner", "steps", "val_balanced_accuracy"])
     old.to_csv(path, index=False)
     report(ReportSettings((str(tmp_path),), output=str(tmp_path / "page.html")))
-    assert "mimv on amimv-strength" in (tmp_path / "page.html").read_text()
+    assert "mimv on amimv-views" in (tmp_path / "page.html").read_text()
 
 
 def test_nothing_to_report_on(tmp_path: Path) -> None:
@@ -318,9 +318,7 @@ def test_csv_is_the_long_form(runs: Path, tmp_path: Path) -> None:
     with (tmp_path / "out.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * (3 + 2 + 1) + 1
-    own = next(
-        one for one in lines if (one["row"], one["probe"], one["rho"]) == ("mimv on amimv-strength", "knn", "1.0")
-    )
+    own = next(one for one in lines if (one["row"], one["probe"], one["rho"]) == ("mimv on amimv-views", "knn", "1.0"))
     both = [(recall / 60 + 20 / 30 + 8 / 10) / 3 for recall in (50, 51)]
     assert float(own["balanced_accuracy_mean"]) == pytest.approx(mean(both))
     assert float(own["balanced_accuracy_std"]) == pytest.approx(stdev(both))
@@ -331,8 +329,8 @@ def test_markdown_and_latex(runs: Path, tmp_path: Path) -> None:
     for form in ("md", "latex"):
         report(ReportSettings((str(runs),), format=form, output=str(tmp_path / form)))
     markdown, latex = (tmp_path / "md").read_text(), (tmp_path / "latex").read_text()
-    assert re.search(r"\| mimv on amimv-strength, class-balanced \| +\*\*70\.0 ± 0\.0\*\* \|", markdown)
-    assert r"mimv on amimv-strength, class-balanced & \textbf{70.0 $\pm$ 0.0} &" in latex
+    assert re.search(r"\| mimv on amimv-views, class-balanced \| +\*\*70\.0 ± 0\.0\*\* \|", markdown)
+    assert r"mimv on amimv-views, class-balanced & \textbf{70.0 $\pm$ 0.0} &" in latex
     assert re.search(r"(?<!\\)%", latex) is None
     assert markdown.count("###") == latex.count(r"\caption") == 2
 

@@ -40,7 +40,9 @@ def test_pixels_are_the_normalisation_undone(channels: int) -> None:
 
 
 def test_normalised_views_are_the_stored_images(store: ImageStore) -> None:
-    columns = {(group, label.split("\n")[0]): pictures for group, label, pictures in columns_of(store)}
+    columns = {
+        (group, label.split("\n")[0]): pictures for group, label, pictures in columns_of(store, name="amimv-strength")
+    }
     names = ("x, the anchor", "y, its partner")
     anchor, partner = (columns["the pair, as stored", name] for name in names)
     torch.testing.assert_close(columns["side a", "N(x)"], anchor, rtol=0, atol=1e-5)
@@ -50,7 +52,7 @@ def test_normalised_views_are_the_stored_images(store: ImageStore) -> None:
 
 
 def test_labels_say_slot_and_strength(store: ImageStore) -> None:
-    found = [(group, label) for group, label, _ in columns_of(store, partners=2)]
+    found = [(group, label) for group, label, _ in columns_of(store, name="amimv-strength", partners=2)]
     assert found == [
         ("the pair, as stored", "x, the anchor"),
         ("the pair, as stored", "y1, its partner"),
@@ -80,7 +82,7 @@ def drawn(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("settings", "columns"),
-    [(ShowSettings(), 6), (ShowSettings(recipe="multi-crop"), 9), (ShowSettings(partners=2), 9)],
+    [(ShowSettings(), 7), (ShowSettings(recipe="multi-crop"), 9), (ShowSettings(recipe="mimv", partners=2), 9)],
 )
 def test_the_sheet_is_a_picture(
     settings: ShowSettings, columns: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,7 @@ from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone, save_backbone
 from amimv.pipelines import ImageStore, load_store
 from amimv.pipelines.phantom import CLASS_NAMES, generate_phantom
+from amimv.pipelines.recipes import ALIASES
 from amimv.pipelines.stores import MULTI_LABEL, channel_statistics
 from amimv.trainers import evaluate as command
 from amimv.trainers import evaluation
@@ -157,7 +158,7 @@ def test_rows_have_every_column_and_every_baseline(tiny: Splits) -> None:
     for row in rows:
         assert row["n_train"] == (sum(TRAIN_COUNTS) if row["label_fraction"] == 1 else half)
         own = row["features"] == "pretrained"
-        named = ("mimv", "amimv-strength", "class-balanced", "square-root") if own else ("",) * 4
+        named = ("mimv", ALIASES["amimv"], "class-balanced", "square-root") if own else ("",) * 4
         assert (row["method"], row["recipe"], row["sampler"], row["partner"]) == named
         assert (row["total"], row["steps"]) == (0, 9)
         assert (row["run"], row["revision"], row["data"]) == ("r", "abc", "synthetic")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from amimv import InputError, __version__
+from amimv.pipelines.recipes import ALIASES
 from amimv.trainers.run_folder import (
     PACKAGES,
     default_name,
@@ -90,7 +91,7 @@ def test_resume_goes_on_and_free_settings_may_change(earlier: Path) -> None:
         (("--lr", "0.5"), "lr 0.005, not 0.5"),
         (("--seed", "1"), "seed 0, not 1"),
         (("--temperature", "0.5"), "temperature 0.3, not 0.5"),
-        (("--recipe", "mimv"), "recipe 'amimv-strength', not 'mimv'"),
+        (("--recipe", "mimv"), f"recipe '{ALIASES['amimv']}', not 'mimv'"),
         (("--method", "simclr"), "method mimv, not simclr"),
     ],
 )
@@ -106,7 +107,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, flags: tuple[str,
 
 
 def test_default_name_tells_what_one_looks_for() -> None:
-    assert default_name(resolve([])[0]) == "phantom-mimv-amimv-strength-small-seed0"
+    assert default_name(resolve([])[0]) == f"phantom-mimv-{ALIASES['amimv']}-small-seed0"
     flags = ["--data", "some/where/own.npz", "--size", "64", "--rho", "100", "--method", "simclr", "--seed", "3"]
     assert default_name(resolve(flags)[0]) == "own-64px-rho100-simclr-two-view-small-seed3"
 

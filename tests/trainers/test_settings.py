@@ -17,6 +17,7 @@ from amimv.trainers.pretrain import make_recipe
 from amimv.trainers.settings import (
     CONFIGS,
     METHOD_ALIASES,
+    RECIPE_ALIASES,
     PretrainSettings,
     check,
     from_yaml,
@@ -121,11 +122,11 @@ def test_settings_of_one_method_are_not_those_of_another(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "method", "recipe"),
     [
-        ((), "mimv", "amimv-strength"),
-        (("--method", "amimv"), "mimv", "amimv-strength"),
+        ((), "mimv", RECIPE_ALIASES["amimv"]),
+        (("--method", "amimv"), "mimv", RECIPE_ALIASES["amimv"]),
         (("--method", "mimv"), "mimv", "mimv"),
         (("--method", "simclr"), "simclr", "two-view"),
-        (("--method", "simclr", "--recipe", "amimv"), "simclr", "amimv-strength"),
+        (("--method", "simclr", "--recipe", "amimv"), "simclr", RECIPE_ALIASES["amimv"]),
         (("--method", "amimv", "--recipe", "amimv-roles"), "mimv", "amimv-roles"),
     ],
 )
