@@ -15,6 +15,10 @@ from amimv.trainers import study
 from amimv.trainers.settings import CONFIGS, RECIPE_ALIASES, PretrainSettings, resolve
 from amimv.trainers.study import Cell, read_study, write_plan
 
+DOCS = Path(__file__).parents[2] / "docs" / "study"
+#: Where the runs of a study are that are published with the code.
+PUBLISHED = {"study-small.yaml": "small", "study-dermatoscopy.yaml": "dermatoscopy", "ablation.yaml": "ablation"}
+
 SMALL = """
 settings: {steps: 3, batch_size: 16, label_fractions: [0.5, 1.0]}
 sets:
@@ -72,13 +76,23 @@ def test_the_common_total_is_the_largest_that_every_ratio_reaches(tmp_path: Path
     assert {c.settings.total for c in cells} == {expected}
 
 
-@pytest.mark.parametrize("name", ["study-small.yaml", "study-dermatoscopy.yaml", "ablation.yaml", "readings.yaml"])
+@pytest.mark.parametrize("name", [*PUBLISHED, "readings.yaml"])
 def test_the_flags_of_a_cell_give_its_settings(name: str, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIMV_DATA", str(real_data))
     for cell in read_study(CONFIGS / name)[::7]:
         settings, _ = resolve(cell.flags())
         assert settings == cell.settings
         assert not cell.problem
+
+
+@pytest.mark.parametrize(("name", "folder"), list(PUBLISHED.items()))
+def test_published_runs_are_cells_of_their_study(
+    name: str, folder: str, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMIMV_DATA", str(real_data))
+    cells = {cell.run for cell in read_study(CONFIGS / name)}
+    published = {path.name for path in (DOCS / folder).iterdir() if path.is_dir()}
+    assert published <= cells
 
 
 def test_commands_hold_when_an_alias_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
