@@ -5,7 +5,8 @@ folder of its own, in a process of its own. The same command again goes on where
 what was interrupted resumes, what failed is tried again. Cells run one after the other, ``--workers`` at a time, on
 one ``--shard`` of several machines, or as jobs of a cluster through submitit (``--cluster slurm``).
 
-Exit status: 0 done, 1 some cells failed (``failed/NAME.txt`` says why, the rest ran), 2 input that cannot be used.
+Exit status: 0 done, 1 some cells failed (``failed/NAME.txt`` says why, the rest ran), 2 input that cannot be used, 75
+interrupted: the same command goes on.
 """
 
 import fcntl
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import tyro
@@ -50,13 +51,13 @@ class BenchmarkSettings:
     dry_run: bool = False
     """only list the cells and what they will cost, from a few measured steps of each kind"""
     workers: int = 1
-    """cells at a time, each a process; on a GPU they share it, on a CPU its cores; on a cluster: jobs at a time"""
+    """cells at a time, each a process; on a GPU they share it, on a CPU its cores; on SLURM: jobs at a time"""
     shard: str = "1/1"
     """which part of the cells, such as 2/4, to run here: other machines run the others into the same folder"""
     keep_checkpoints: bool = False
     """of cells that are done (their exported backbones stay)"""
     cluster: str = ""
-    """run the cells as jobs through submitit: slurm, or local (processes of this machine); empty: without it"""
+    """run the cells as jobs through submitit: slurm, or local (all at once, on this machine); empty: without it"""
     partition: str = ""
     """of SLURM"""
     gpus: int = 1
@@ -69,16 +70,19 @@ class BenchmarkSettings:
 
 def is_done(folder: Path) -> bool:
     """Whether a run is finished: its results are the last thing that it writes."""
-    return (folder / "results.csv").is_file()
+    results = folder / "results.csv"
+    return results.is_file() and results.stat().st_size > 0
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the system lets go of it when that process dies, however it does."""
+def locked(path: Path) -> Iterator[int]:
+    """Held by one process at a time, and by the children that inherit the file descriptor that it gives; the system
+    lets go of it when the last of them is dead, however it died.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_checkpoints: bool = False) -> str:
@@ -95,14 +99,18 @@ def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_ch
         "done", "interrupted", or why it failed.
     """
     failure, log = output / "failed" / f"{run}.txt", output / "logs" / f"{run}.log"
-    with locked(output / "locks" / run):
+    with locked(output / "locks" / run) as lock:
         if is_done(output / run):
             return "done"
         log.parent.mkdir(parents=True, exist_ok=True)
         where = ["--output", str(output), "--name", run, "--resume", "auto"]
         command = [sys.executable, "-m", "amimv.trainers.pretrain", *flags, *where]
         with log.open("a") as file:
-            status = subprocess.run(command, stdout=file, stderr=file, env=_environment(threads)).returncode
+            # The lock is the run's, too: it may outlive this process.
+            process = subprocess.run(
+                command, stdout=file, stderr=file, env=_environment(threads), pass_fds=(lock,), check=False
+            )
+            status = process.returncode
         if is_done(output / run):
             failure.unlink(missing_ok=True)
             if not keep_checkpoints:
@@ -122,9 +130,9 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _last_line(log: Path) -> str:
-    """The last line, of which a progress bar keeps only what it wrote last."""
+    """The last line that is no progress bar."""
     lines = [line.split("\r")[-1].strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "")
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line and "%|" not in line), "")
 
 
 def write_failure(path: Path, reason: str) -> None:
@@ -146,8 +154,8 @@ def own_shard(cells: list[Cell], shard: str) -> list[Cell]:
 
 def run_all(settings: BenchmarkSettings, cells: list[Cell], output: Path) -> list[str]:
     """Run the cells, several at a time; what came of each, as it comes in."""
-    cpu = not torch.cuda.is_available()
-    threads = max(1, (os.cpu_count() or 1) // settings.workers) if cpu and settings.workers > 1 else 0
+    shared = settings.workers > 1 and not settings.cluster and not torch.cuda.is_available()
+    threads = max(1, (os.cpu_count() or 1) // settings.workers) if shared else 0
     work = [(cell.flags(), output, cell.run, threads, settings.keep_checkpoints) for cell in cells]
     jobs: dict[Any, Cell] = {}
     if settings.cluster:
@@ -197,25 +205,43 @@ def report(cell: Cell, outcome: str) -> str:
     return outcome
 
 
+class Measured(NamedTuple):
+    """Views per second in training, distinct views of a pair, and steps of the whole training."""
+
+    rate: float
+    views: int
+    steps: int
+
+
 def estimate(cells: list[Cell], settings: BenchmarkSettings) -> list[float]:
     """Seconds for each cell: its views, in training and supervised evaluation, over a rate measured in a few steps."""
-    rates: dict[Any, tuple[float, int]] = {}
+    rates: dict[Any, Measured] = {}
     costs = []
     for cell in cells:
         s = cell.settings
-        kind = (s.method, s.recipe, s.partners, s.backbone, s.view_size or s.size, s.batch_size, s.mixed_precision)
+        kind: tuple[Any, ...] = (
+            s.method,
+            s.recipe,
+            s.partners,
+            s.backbone,
+            s.view_size or s.size,
+            s.batch_size,
+            s.mixed_precision,
+        )
+        if not s.steps:  # epochs are as many steps as there are images for
+            kind = (*kind, s.epochs, s.data, s.data_seed, s.rho, s.profile, s.total)
         if kind not in rates:
             rates[kind] = measure_rate(s)
-        rate, views = rates[kind]
+        rate, views, steps = rates[kind]
         supervised = s.supervised_steps * len(s.label_fractions) * len(s.supervised_lr)
         supervised *= (s.baselines != "no") + (s.finetune and s.baselines != "only")
-        trained = 0 if s.baselines == "only" else views * (s.steps or 1)
+        trained = 0 if s.baselines == "only" else views * (s.steps or steps)
         costs.append((trained + supervised) * s.batch_size / rate)
     return costs
 
 
-def measure_rate(settings: PretrainSettings) -> tuple[float, int]:
-    """Views per second of a few training steps, and distinct views of a pair."""
+def measure_rate(settings: PretrainSettings) -> Measured:
+    """A few training steps."""
     settings = replace(settings, knn_every=0, tracker="", baselines="no")
     with tempfile.TemporaryDirectory() as folder:
         accelerator = make_accelerator(settings, Path(folder))
@@ -229,7 +255,8 @@ def measure_rate(settings: PretrainSettings) -> tuple[float, int]:
             train_step(run, batches, 0)
         run.unread[-1][1].tolist()
         views = len(run.loader.recipe.views)
-        return MEASURED * settings.batch_size * views / (time.perf_counter() - started), views
+        rate = MEASURED * settings.batch_size * views / (time.perf_counter() - started)
+        return Measured(rate, views, run.total_steps)
 
 
 def print_plan(cells: list[Cell], costs: list[float], output: Path) -> None:
@@ -259,7 +286,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
     """Plan, run, report.
 
     Returns:
-        How many cells failed.
+        The exit status.
     """
     check_choice("cluster", settings.cluster, ("", "slurm", "local"))
     if settings.workers < 1:
@@ -275,8 +302,12 @@ def benchmark(settings: BenchmarkSettings) -> int:
         for problem, (first, *others) in _by_problem(cells).items():
             logger.info("cannot run %s and %d more: %s", first, len(others), problem)
         return 0
-    output.mkdir(parents=True, exist_ok=True)
-    write_plan(plan, output / "plan.csv")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_plan(plan, output / "plan.csv")
+    except OSError as error:
+        raise InputError(f"cannot write into {output}: {error.strerror}: give another --output") from error
+    forget_failures(plan, output)
     outcomes = []
     for cell in cells:
         if cell.problem:
@@ -294,7 +325,15 @@ def benchmark(settings: BenchmarkSettings) -> int:
         output,
         output / "report.html",
     )
-    return failed
+    return 1 if failed else EXIT_INTERRUPTED if "interrupted" in outcomes else 0
+
+
+def forget_failures(plan: list[Cell], output: Path) -> None:
+    """Remove what is said of cells that are done by now, or that are none of this study's any more."""
+    open_cells = {cell.run for cell in plan if not is_done(output / cell.run)}
+    for path in (output / "failed").glob("*.txt"):
+        if path.stem not in open_cells:
+            path.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -303,10 +342,13 @@ def main() -> None:
     logger.setLevel(logging.INFO)
 
     def command() -> None:
-        if benchmark(tyro.cli(BenchmarkSettings, prog="benchmark.py", description=__doc__)):
-            sys.exit(1)
+        sys.exit(benchmark(tyro.cli(BenchmarkSettings, prog="benchmark.py", description=__doc__)))
 
-    run_command(command)
+    try:
+        run_command(command)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -352,7 +352,9 @@ def _row(
     judged: Judged,
 ) -> dict[str, Any]:
     s, counts, test = settings, labelled.class_counts(), splits.test
-    result = compute_scores(test.labels.cpu().numpy(), judged.test.cpu().numpy(), test.task, counts)
+    # Which classes are head and tail is decided by the training images: among a few labels all may be as many.
+    thirds_by = splits.train.class_counts()
+    result = compute_scores(test.labels.cpu().numpy(), judged.test.cpu().numpy(), test.task, thirds_by)
     if result.auc is None:
         logger.info("no AUC for %s %s: %s", judged.features, judged.probe, result.auc_note)
     own = judged.features == "pretrained"

@@ -496,7 +496,7 @@ def describe_start(store: ImageStore) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "training_images": len(store),
         "training_counts": counts,
-        "realised_ratio": realised_ratio(counts),
+        "realised_ratio": realised_ratio(counts) if min(counts) else None,
     }
 
 

@@ -276,10 +276,24 @@ def _coerce(name: str, value: Any, kind: Any, source: str) -> Any:
         raise InputError(f"{source}: {name} is {value!r}, expected {expected}") from error
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """The safe loader, which also refuses a mapping that gives a key twice: the second would silently win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                raise yaml.composer.ComposerError(problem=f"'{key.value}' is given twice, again in line {line}")
+            seen.add(str(key.value))
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, read by the safe loader."""
+    """The mapping that a YAML file holds, read by a safe loader."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _OnceLoader)
     except FileNotFoundError as error:
         raise InputError(f"no such config file: {path}") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -416,6 +430,8 @@ def check(settings: PretrainSettings) -> None:
     check_choice("partner sampler", s.partner, SAMPLERS)
     check_choice("backend", s.backend, BACKENDS)
     check_choice("profile", s.profile, PROFILES)
+    if s.profile == "natural" and s.rho != 1:
+        raise InputError(f"profile natural has no ratio, but rho is {s.rho:g}: leave one of them out")
     check_choice("mixed precision", s.mixed_precision, ("no", "bf16", "fp16"))
     check_choice("resume mode", s.resume, ("no", "auto"))
     check_choice("value of exclude-duplicates", s.exclude_duplicates, ("auto", "yes", "no"))

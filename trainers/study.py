@@ -21,6 +21,7 @@ import csv
 import difflib
 import hashlib
 import itertools
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -112,7 +113,15 @@ def read_study(path: Path) -> list[Cell]:
             raise InputError(f"{path}: {part} is {value!r}, expected lines of 'name: value'")
     if not grids:
         raise InputError(f"{path} has no grids: expected at least one, with lists as its axes")
+    for name, own in sets.items():
+        if own is not None and not isinstance(own, dict):
+            raise InputError(f"{path}: set {name} is {own!r}, expected lines of 'setting: value'")
+        _refuse_own(f"{path}: set {name}", own or {})
+    _refuse_own(f"{path}: settings", common)
     cells = [cell for name, grid in grids.items() for cell in _cells(path, str(name), grid, common, sets)]
+    # Cells that differ in the name of their images only, such as two ratios that a set cannot tell apart, are one run.
+    runs: dict[str, str] = {}
+    cells = [replace(cell, run=runs.setdefault(cell.run.rpartition("-")[2], cell.run)) for cell in cells]
     return sorted(cells, key=lambda cell: (cell.settings.seed, cell.kind != "baselines"))
 
 
@@ -125,25 +134,33 @@ def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) ->
             raise InputError(f"{where}: unknown key '{key}'{hint}")
 
 
+def _refuse_own(where: str, given: Iterable[str]) -> None:
+    for key in given:
+        if key in OWN:
+            raise InputError(f"{where}: {key} cannot be given: the study sets it for each cell")
+
+
 def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[str, Any]) -> list[Cell]:
     """The cells of one grid: the product of its axes, and their baselines."""
     where = f"{path}: grid {name}"
     if not isinstance(grid, dict):
         raise InputError(f"{where} is {grid!r}, expected lines of 'setting: value' or 'setting: [values]'")
-    own = [key for key in (*common, *(key for key in grid if key != "baselines")) if key in OWN]
-    if own:
-        raise InputError(f"{where}: {own[0]} cannot be given: the study sets it for each cell")
     axes = {key: _axis(key, value) for key, value in grid.items() if key != "baselines"}
-    rhos = [float(rho) for rho in axes.get("rho", [common.get("rho", 1)])]
+    _refuse_own(where, axes)
+    baselines = grid.get("baselines", True)
+    if not isinstance(baselines, bool):
+        raise InputError(f"{where}: baselines is {baselines!r}, expected true or false")
     cells = []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         chosen = _of_set(path, sets, point.pop("data", common.get("data", "phantom")))
-        cells.append(_cell(where, name, "cell", {"data": ""} | common | chosen | point, rhos))
-    if not grid.get("baselines", True):
+        given = {"data": ""} | common | chosen | point
+        cells.append(_cell(where, name, "cell", given, axes.get("rho", [given.get("rho", 1)])))
+    if not baselines:
         return cells
     bare = [{key: cell.given[key] for key in OF_BASELINES if key in cell.given} for cell in cells]
-    return [_cell(where, name, "baselines", given | {"baselines": "only"}, rhos) for given in _distinct(bare)] + cells
+    # Totals are resolved by now, so that no ratios are needed.
+    return [_cell(where, name, "baselines", given | {"baselines": "only"}, []) for given in _distinct(bare)] + cells
 
 
 def _axis(key: str, value: Any) -> list[Any]:
@@ -157,8 +174,10 @@ def _distinct(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [point for i, point in enumerate(points) if point not in points[:i]]
 
 
-def _of_set(path: Path, sets: dict[str, Any], data: str) -> dict[str, Any]:
+def _of_set(path: Path, sets: dict[str, Any], data: Any) -> dict[str, Any]:
     """A data set's own settings."""
+    if not isinstance(data, str):
+        raise InputError(f"{path}: data is {data!r}, expected the name of a set")
     own = {"data": data} | (sets.get(data) or {})
     name = str(own["data"])
     if name != "phantom" and not name.endswith(".npz") and not name.startswith(FOLDER):
@@ -166,8 +185,14 @@ def _of_set(path: Path, sets: dict[str, Any], data: str) -> dict[str, Any]:
     return own
 
 
-def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[float]) -> Cell:
+def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[Any]) -> Cell:
     """A cell whose settings are complete and whose images are known.
+
+    Args:
+        where: what errors call it.
+        grid, kind: as in `Cell`.
+        given: the settings that the study gives.
+        rhos: all ratios of the grid, which ``total: common`` is for.
 
     Raises:
         InputError: a setting that cannot be, or a ratio that the set cannot reach.
@@ -183,7 +208,8 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[fl
             raise train
         return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
-        given = given | {"total": _common_total(split, tuple(rhos), settings.profile)}
+        ratios = tuple(settings_from(given | {"total": 0, "rho": rho}, where).rho for rho in rhos)
+        given = given | {"total": _common_total(split, ratios, settings.profile)}
         settings = settings_from(given, where)
     if kind == "cell":
         # As they are, so that a command makes the same run again when an alias has moved.
@@ -213,10 +239,22 @@ def _common_total(split: PretrainSettings, rhos: tuple[float, ...], profile: str
 
 @cache
 def _images(subset: PretrainSettings) -> str:
-    """A hash of which images a long tail keeps."""
+    """A hash of which images a long tail keeps.
+
+    Raises:
+        InputError: with a total, a ratio at which the smallest class would have less than half an image.
+    """
     train = _training_split(replace(subset, rho=1.0, profile="exp", total=0))
     assert isinstance(train, ImageStore)
-    return hashlib.sha256(subset_indices(subset, train).numpy().tobytes()).hexdigest()
+    indices = subset_indices(subset, train)
+    if subset.total and subset.profile != "natural":
+        largest = max(train.subset(indices).class_counts())
+        if subset.rho > 2 * largest:
+            raise InputError(
+                f"{subset.total} images cannot reach this ratio: beside {largest} in the largest class the smallest "
+                f"would have {largest / subset.rho:.2g}; use a ratio of at most {2 * largest}"
+            )
+    return hashlib.sha256(indices.numpy().tobytes()).hexdigest()
 
 
 def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
@@ -235,7 +273,7 @@ def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
 
 def write_plan(cells: list[Cell], path: Path) -> None:
     """``plan.csv``: every point of the grids, its run folder and the command that makes it; whole or not at all."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # several shards may write it at once
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, PLAN_COLUMNS)
         writer.writeheader()

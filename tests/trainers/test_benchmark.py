@@ -88,7 +88,7 @@ class Exits:
     def __init__(self, out: Path, line: str, status: int, results: bool = False) -> None:
         self.out, self.line, self.status, self.results = out, line, status, results
 
-    def __call__(self, command: list[str], stdout: object, stderr: object, env: dict[str, str]) -> object:
+    def __call__(self, command: list[str], stdout: object, **others: object) -> object:
         stdout.write(self.line + "\n")  # type: ignore[attr-defined]
         if self.results:
             run = command[command.index("--name") + 1]
@@ -113,6 +113,65 @@ def test_an_interrupted_cell_has_not_failed_and_a_killed_one_says_so(
     assert run_cell([], tmp_path, "a") == "interrupted"
     monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "step 3", -9))
     assert run_cell([], tmp_path, "a") == "killed by signal 9; last line: step 3"
+
+
+def test_interruption_has_a_status_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = BenchmarkSettings(str(write(tmp_path)), output=str(tmp_path / "out"))
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "SIGTERM: saved", 75))
+    assert benchmark(settings) == 75
+
+    def interrupted(settings: BenchmarkSettings) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "benchmark", interrupted)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", settings.study])
+    with pytest.raises(SystemExit) as caught:
+        module.main()
+    assert caught.value.code == 75
+
+
+def test_a_reason_is_no_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "ValueError: odd\n  0%|          | 0/3 [00:00<?, ?step/s]"
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, line, 1))
+    assert run_cell([], tmp_path, "a") == "ValueError: odd"
+
+
+def test_failures_of_done_and_of_unknown_cells_are_forgotten(tmp_path: Path) -> None:
+    (cell, *others) = read_study(write(tmp_path))
+    for run in (cell.run, others[0].run, "of-another-study"):
+        module.write_failure(tmp_path / "failed" / f"{run}.txt", "reason")
+    (tmp_path / cell.run).mkdir()
+    (tmp_path / cell.run / "results.csv").write_text("run\n")
+    (tmp_path / others[0].run).mkdir()
+    (tmp_path / others[0].run / "results.csv").touch()  # empty: not done
+    module.forget_failures([cell, *others], tmp_path)
+    assert [path.stem for path in (tmp_path / "failed").iterdir()] == [others[0].run]
+
+
+def test_epochs_cost_as_many_steps_as_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measure_rate", lambda settings: module.Measured(100.0, 2, 800))
+    text = STUDY.replace("steps: 4, ", "").replace("[simclr, byol]", "simclr, epochs: 200, baselines: false")
+    cells = read_study(write(tmp_path, text))
+    assert module.estimate(cells, BenchmarkSettings("")) == [2 * 800 * 16 / 100]
+
+
+def test_a_job_of_a_cluster_has_all_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Job:
+        def result(self) -> str:
+            return "done"
+
+    class Executor:
+        def map_array(self, function: object, *arguments: object) -> list[object]:
+            seen.extend(arguments[3])  # type: ignore[call-overload]
+            return [Job() for _ in arguments[0]]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(module, "_cluster", lambda settings, output: Executor())
+    cells = read_study(write(tmp_path))
+    done = module.run_all(BenchmarkSettings("", cluster="slurm", workers=64), cells, tmp_path)
+    assert done == ["done"] * len(cells)
+    assert seen == [0] * len(cells)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +219,11 @@ def test_a_cell_that_runs_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_killed_in_mid_cell_the_same_command_goes_on(tmp_path: Path, finished: tuple[BenchmarkSettings, Path]) -> None:
-    """kill -9 of the command and of the run below it; then every run is as if nothing had happened."""
+@pytest.mark.parametrize("orphan", [False, True])
+def test_killed_in_mid_cell_the_same_command_goes_on(
+    tmp_path: Path, finished: tuple[BenchmarkSettings, Path], orphan: bool
+) -> None:
+    """kill -9 of the command, and of the run below it or not; then every run is as if nothing had happened."""
     out = tmp_path / "out"
     # As many workers, so that each run has as many threads: sums in another order are not equal to the bit.
     command = [sys.executable, "-m", "amimv.trainers.benchmark", finished[0].study, "--output", str(out)]
@@ -171,7 +233,7 @@ def test_killed_in_mid_cell_the_same_command_goes_on(tmp_path: Path, finished: t
     while not (begun := [*out.glob("*simclr*/config.yaml")]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert begun
-    os.killpg(process.pid, signal.SIGKILL)
+    (os.kill if orphan else os.killpg)(process.pid, signal.SIGKILL)
     process.wait()
     assert not (begun[0].parent / "results.csv").exists()
     assert subprocess.run(command, capture_output=True).returncode == 0
@@ -203,6 +265,9 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
     study = str(write(tmp_path))
     with pytest.raises(InputError, match="workers is 0"):
         benchmark(BenchmarkSettings(study, workers=0))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write into .*file: File exists: give another --output"):
+        benchmark(BenchmarkSettings(study, output=str(tmp_path / "file")))
     with pytest.raises(InputError, match="unknown cluster 'slrum': did you mean slurm"):
         benchmark(BenchmarkSettings(study, cluster="slrum"))
     with pytest.raises(InputError, match="no such config file"):

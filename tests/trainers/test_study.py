@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from amimv import InputError
-from amimv.pipelines import load_store, long_tail
+from amimv.pipelines import largest_total, load_store, long_tail
 from amimv.trainers import study
 from amimv.trainers.settings import CONFIGS, RECIPE_ALIASES, PretrainSettings, resolve
 from amimv.trainers.study import Cell, read_study, write_plan
@@ -123,9 +123,28 @@ def test_equal_cells_are_one_run_and_different_ones_are_not(tmp_path: Path) -> N
         "other-temperature": f"{{{base}, temperature: 0.7}}",
     }
     text = "grids:\n" + "".join(f"  {name}: {grid}\n" for name, grid in grids.items())
-    runs = {c.grid: c.run.rsplit("-", 1)[1] for c in cells_of(text, tmp_path)}
+    runs = {c.grid: c.run for c in cells_of(text, tmp_path)}
     assert runs["natural"] == runs["capped"] == runs["again"]
     assert len(set(runs.values())) == 6
+
+
+def test_ratios_that_a_set_cannot_tell_apart_are_one_run(tmp_path: Path) -> None:
+    """Capped at what each class has, phantom (40 : 1) is cut at neither of two small ratios."""
+    cells = cells_of("grids: {a: {rho: [1, 1.00001, 60], steps: 2}}", tmp_path)
+    natural, same, skewed = (c.run for c in cells if c.kind == "cell")
+    assert natural == same != skewed
+    assert len({c.run for c in cells if c.kind == "baselines"}) == 2
+
+
+def test_a_sets_own_ratio_is_the_one_that_its_total_is_for(tmp_path: Path) -> None:
+    text = "sets: {mine: {data: phantom, rho: 50}}\ngrids: {a: {data: mine, total: common, steps: 2}}"
+    labels = load_store("phantom", split="train", seed=0).labels
+    assert {c.settings.total for c in cells_of(text, tmp_path)} == {largest_total(labels, [50.0], "exp")}
+
+
+def test_a_merged_mapping_may_be_overruled(tmp_path: Path) -> None:
+    text = "grids:\n  a: &a {steps: 2, seed: 0}\n  b: &b {<<: *a, seed: 1}\n  c: {<<: *b, seed: 2}\n"
+    assert [c.settings.seed for c in cells_of(text, tmp_path) if c.kind == "cell"] == [0, 1, 2]
 
 
 def test_names_do_not_change_with_settings_that_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +187,18 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
         ("grids: {a: {steps: many}}", "steps is 'many', expected int"),
         ("grids: [", "not a readable YAML"),
         ("sets: 3\ngrids: {a: {}}", "sets is 3, expected lines"),
+        ("sets: {mine: 3}\ngrids: {a: {}}", "set mine is 3, expected lines"),
+        ("sets: {mine: {name: x}}\ngrids: {a: {}}", "set mine: name cannot be given"),
+        ("settings: {output: x}\ngrids: {a: {}}", "settings: output cannot be given"),
+        ("grids: {a: {data: {b: 1}}}", "data is {'b': 1}, expected the name of a set"),
+        ("grids: {a: {data: [[phantom]]}}", r"data is \['phantom'\], expected the name of a set"),
+        ("grids: {a: {rho: [x, 2], total: common}}", "rho is 'x', expected float"),
+        ("grids: {a: {rho: null, total: common}}", "rho is None, expected float"),
+        ("settings: {rho: [1, 50]}\ngrids: {a: {total: common}}", r"rho is \[1, 50\], expected float"),
+        ("grids: {a: {steps: 2}, a: {steps: 3}}", "'a' is given twice, again in line 1"),
+        ("grids: {a: {baselines: 'no'}}", "baselines is 'no', expected true or false"),
+        ("grids: {a: {rho: [1, 50], profile: natural}}", "profile natural has no ratio, but rho is 50"),
+        ("grids: {a: {rho: [1, 9000], total: common}}", "cannot reach this ratio: beside .* at most"),
     ],
 )
 def test_bad_input_is_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
