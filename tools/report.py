@@ -44,6 +44,8 @@ from amimv.tools.report_tables import (
 
 logger = logging.getLogger("amimv")
 
+#: Marks of what is bold in LaTeX until all else is escaped: characters that no name has.
+BOLD = "\x02{}\x03"
 FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
 
 
@@ -157,12 +159,15 @@ def build_data(rows: pd.DataFrame, study: Study, settings: ReportSettings, ancho
 def describe_run(run: Run, environments: dict[str, str]) -> dict[str, Any]:
     """What the page says about a run; equal package versions are told once, by a letter."""
     e = run.environment
-    packages = e.get("packages") or {}
+    packages = e.get("packages")
+    packages = packages if isinstance(packages, dict) else {}
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     versions = f"Python {e['python']}, {versions}" if versions and "python" in e else versions
     seconds = e.get("wall_seconds")
-    wall = ", ".join(f"{k} {v:,.0f} s" for k, v in seconds.items()) if isinstance(seconds, dict) else ""
-    counts = e.get("training_counts") or []
+    seconds = seconds if isinstance(seconds, dict) else {}
+    wall = ", ".join(f"{k} {v:,.0f} s" for k, v in seconds.items() if isinstance(v, int | float))
+    counts = e.get("training_counts")
+    counts = counts if isinstance(counts, list) else []
     return {
         "name": run.folder.name,
         "anchor": run.anchor,
@@ -217,10 +222,10 @@ def render_tables(study: Study, settings: ReportSettings) -> str:
             text = to_frame(table, "**{}**").to_markdown(disable_numparse=True)
             written.append("\n\n".join([f"### {title}", text, *table.notes]))
             continue
-        frame = to_frame(table, "BOLD{}END").rename(columns=_escape, index=_escape)
+        frame = to_frame(table, BOLD).rename(columns=_escape, index=_escape)
         form = "l" + "r" * len(table.columns)
         text = frame.to_latex(escape=False, column_format=form, caption=_escape(title)).replace("±", r"$\pm$")
-        written.append(text.replace("BOLD", r"\textbf{").replace("END", "}"))
+        written.append(text.replace(BOLD[0], r"\textbf{").replace(BOLD[-1], "}"))
     return "\n\n".join(written) + "\n"
 
 

@@ -121,7 +121,9 @@ def read_study(paths: Iterable[Path], pool_grids: bool = False) -> Study:
         for folder in folders:
             if folder.name not in OWN_FOLDERS and not folder.name.startswith("."):
                 frames += _add_run(study, folder, [line for line in plan if line["run"] == folder.name])
-        study.failed += [(p.stem, p.read_text().strip()) for p in sorted(path.glob("failed/*.txt"))]
+        done = {run.folder for run in study.runs.values()}
+        failed = [p for p in sorted(path.glob("failed/*.txt")) if path / p.stem not in done]
+        study.failed += [(p.stem, p.read_text(errors="replace").strip()) for p in failed]
         _note_pending(study, path, plan)
     if not frames:
         where = "; ".join(f"{name}: {reason}" for name, reason in study.left_out[:3]) or "no run folder in it"
@@ -145,7 +147,7 @@ def _read_plan(path: Path) -> list[dict[str, str]]:
     """The lines of a study's plan; none without one."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", errors="replace") as file:
         lines = list(csv.DictReader(file))
     for number, line in enumerate(lines, 2):
         if None in line or any(line.get(name) is None for name in PLAN_COLUMNS):
@@ -232,7 +234,7 @@ def _problem(line: dict[Any, Any]) -> str:
         return "torn: it has another number of values than the header"
     for name in (*NUMBERS, *SCORES):
         value = line.get(name, "")
-        if value == "" and name not in NEEDED:
+        if (value == "" and name not in NEEDED) or (value == "inf" and name == "realised_ratio"):
             continue
         if not _is_number(value):
             return f"{name} is '{value}', expected a number"
@@ -294,7 +296,7 @@ def _data_labels(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
 
 def _row_names(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
     """What each result's row is called: settings beside method, recipe and samplers are named where they tell rows of
-    one table apart, unless more than half of the runs have that value.
+    one table apart, unless more than half of the runs have that value; no more than four where these do.
     """
     names = pd.Series([_plain_name(row) for row in rows.to_dict("records")], index=rows.index)
     for _, group in rows.groupby([names, "grid", "data"], sort=False):
@@ -303,11 +305,20 @@ def _row_names(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
             differing |= dict.fromkeys(_differing(table, runs))
         configs = {anchor: runs[anchor].config for anchor in group["anchor"].unique()}
         usual = {s: _usual([config.get(s) for config in configs.values()]) for s in differing}
+        own = {
+            anchor: tuple(f"{s} {config.get(s)}" for s in differing if repr(config.get(s)) != usual[s])
+            for anchor, config in configs.items()
+        }
+        short = {words: _shortened(words) for words in own.values()}
+        if len(set(short.values())) < len(short):
+            short = {words: words for words in short}
         for index, anchor in group["anchor"].items():
-            own = [f"{s} {configs[anchor].get(s)}" for s in differing if repr(configs[anchor].get(s)) != usual[s]]
-            more = [f"{len(own) - 4} more"] if len(own) > 4 else []
-            names[index] = ", ".join([names[index], *own[:4], *more])
+            names[index] = ", ".join([names[index], *short[own[anchor]]])
     return names.tolist()
+
+
+def _shortened(words: tuple[str, ...], most: int = 4) -> tuple[str, ...]:
+    return (*words[:most], f"{len(words) - most} more") if len(words) > most else words
 
 
 def _plain_name(row: Mapping[Any, Any]) -> str:
@@ -350,7 +361,9 @@ def read_predictions(folder: Path, lines: int) -> Predictions | None:
             if any(row.shape != labels.shape for row in rows) or f"row_{lines:03d}" in stored:
                 return None
             projection = stored.get("projection")
-            names = tuple(map(str, stored["class_names"]))
-            return Predictions(labels, rows, stored["train_counts"], names, projection)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            counts, names = stored["train_counts"], tuple(map(str, stored["class_names"]))
+            if counts.shape != (len(names),) or (projection is not None and projection.shape != (len(labels), 2)):
+                return None
+            return Predictions(labels, rows, counts, names, projection)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
         return None

@@ -103,20 +103,31 @@ def mark_best(rows: Sequence[Row], columns: Sequence[int]) -> tuple[Row, ...]:
 
 
 def main_table(rows: pd.DataFrame, runs: Mapping[str, Run], probe: str) -> Table:
-    """Balanced accuracy of every probe, and all else of one, for the results of one subset and label fraction."""
+    """Balanced accuracy of every probe, on test and on validation, and all else of one, for the results of one subset
+    and label fraction. A column without a value is left out.
+    """
+    labels = [label for label, _ in PROBES.values()]
+    columns = [
+        *labels,
+        *(f"{PROBES[probe][0]}: {name}" for name in SHORT.values()),
+        *(f"validation: {label}" for label in labels),
+        "seeds",
+    ]
     made = []
     for name, own in ordered(rows):
-        cells = [spread(pick(own, p)["balanced_accuracy"]) for p in PROBES]
-        cells += [spread(pick(own, probe)[metric]) for metric in (*SHORT, "val_balanced_accuracy")]
         seeds = own["seed"].nunique()
+        cells = [spread(pick(own, p)["balanced_accuracy"]) for p in PROBES]
+        cells += [spread(pick(own, probe)[metric]) for metric in SHORT]
+        cells += [*(spread(pick(own, p)["val_balanced_accuracy"]) for p in PROBES), Cell(str(seeds), seeds)]
         behind = own.drop_duplicates("anchor").sort_values("seed")
         links = tuple((f"{seed:.0f}", anchor) for seed, anchor in zip(behind["seed"], behind["anchor"], strict=True))
-        made.append(Row(name, bool(own["baseline"].iloc[0]), (*cells, Cell(str(seeds), seeds)), links))
-    columns = [label for label, _ in PROBES.values()] + [
-        f"{PROBES[probe][0]}: {name}" for name in (*SHORT.values(), "validation")
-    ]
-    marked = mark_best(made, range(len(columns)))
-    return Table(describe(rows), (*columns, "seeds"), marked, tuple(notes(rows, runs)))
+        made.append(Row(name, bool(own["baseline"].iloc[0]), tuple(cells), links))
+    # The majority class stands in every column; so a column is kept for the others.
+    others = [row for row in made if row.name != NAMES["majority"]] or made
+    kept = [c for c in range(len(columns)) if any(row.cells[c].sort is not None for row in others)]
+    shown = [Row(row.name, row.baseline, tuple(row.cells[c] for c in kept), row.runs) for row in made]
+    marked = mark_best(shown, range(len(kept) - 1))
+    return Table(describe(rows), tuple(columns[c] for c in kept), marked, tuple(notes(rows, runs)))
 
 
 def percent(share: float) -> str:
@@ -159,6 +170,8 @@ def notes(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
             f"Revisions of the code differ: training {', '.join(trained) or 'unknown'}; "
             f"evaluation {', '.join(evaluated) or 'unknown'} (+: changed since)."
         )
+    if rows["rho"].iloc[0] == 1 and rows["total"].iloc[0] and rows["profile"].iloc[0] != "natural":
+        found.append("All classes are as large: which of them are head, medium and tail goes by their number alone.")
     seeds = sorted({int(own_rows["seed"].nunique()) for name, own_rows in ordered(rows)})
     if len(seeds) > 1:
         found.append(f"Rows have {seeds[0]} to {seeds[-1]} seeds: a mean of fewer is less sure.")
@@ -166,17 +179,22 @@ def notes(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
 
 
 def find_reference(rows: pd.DataFrame, wanted: str) -> str:
-    """The row that others are compared with: the wanted method or row, on uniform samplers if there is one; for the
-    alias ``amimv`` the first method where it is missing. Empty without one.
+    """The row that others are compared with: the wanted method or row, on uniform samplers if there is one. Where the
+    alias ``amimv`` is missing, another reading of it, else its method, else the method with the most seeds. Empty
+    without one.
     """
-    names = [name for name, _ in ordered(rows)]
-    methods = [name for name, own in ordered(rows) if not own["baseline"].iloc[0]]
-    if wanted in names:
+    if wanted in set(rows["name"]):
         return wanted
     method = METHOD_ALIASES.get(wanted, wanted)
-    start = f"{method} on {RECIPE_ALIASES.get(wanted, '')}"
-    found = sorted((name for name in methods if name.startswith(start)), key=len)
-    return next(iter(found or (methods if wanted in METHOD_ALIASES else [])), "")
+    starts = [f"{method} on {RECIPE_ALIASES.get(wanted, '')}"]
+    if wanted in METHOD_ALIASES:
+        starts += [f"{method} on {wanted}", f"{method} on", ""]
+    seeds = {name: own["seed"].nunique() for name, own in ordered(rows) if not own["baseline"].iloc[0]}
+    for start in starts:
+        found = [name for name in seeds if name.startswith(start)]
+        if found:
+            return min(found, key=lambda name: (-seeds[name], len(name)))
+    return ""
 
 
 def stored(own: pd.DataFrame, study: Study) -> list[tuple[Predictions, int]]:

@@ -142,7 +142,29 @@ def test_rows_columns_means_and_bold(runs: Path) -> None:
     assert [row.name for row in table.rows if row.cells[0].best] == ["mimv on amimv-views, class-balanced"]
     assert not any(row.cells[1].best for row in table.rows)
     assert "rho 50 (exp)" in table.title
+    assert table.columns[-4:] == ("validation: kNN", "validation: linear", "validation: fine-tuned", "seeds")
+    assert found[-4:-1] == ["40.0 ± 0.0", "40.0 ± 0.0", "-"]
     assert [label for label, _ in table.rows[3].runs] == ["0", "1"]
+
+
+def test_a_column_of_nobody_is_left_out(tmp_path: Path) -> None:
+    majority = {"features": "majority", "probe": "", "k": ""}
+    write_run(tmp_path / "a", [majority, {}])
+    write_run(tmp_path / "b", [SIMCLR | {"auc": ""}])
+    study = read_study([tmp_path])
+    columns = main_table(study.rows, study.runs, "knn").columns
+    assert columns[0] == "kNN"
+    assert not {"linear", "fine-tuned", "validation: linear", "validation: fine-tuned"} & set(columns)
+    assert {"validation: kNN", "kNN: AUC", "seeds"} <= set(columns)
+    assert "kNN: medium" in columns
+
+
+def test_at_a_fixed_total_and_no_imbalance_thirds_mean_nothing(tmp_path: Path) -> None:
+    for name, total in (("fixed", 70), ("capped", 0)):
+        write_run(tmp_path / name / "a", [{"total": total}])
+        study = read_study([tmp_path / name])
+        notes = main_table(study.rows, study.runs, "knn").notes
+        assert any("All classes are as large" in note for note in notes) == (name == "fixed")
 
 
 def test_differences_are_paired_with_the_reference_over_seeds(runs: Path) -> None:
@@ -189,6 +211,18 @@ def test_the_reference(runs: Path, wanted: str, expected: str) -> None:
     assert find_reference(at_rho(read_study([runs]), 50), wanted) == expected
 
 
+def test_the_reference_where_amimv_is_missing(tmp_path: Path) -> None:
+    kinds = {"two": SIMCLR, "byol": {"method": "byol", "recipe": "two-view"}}
+    for seed in (0, 1):
+        write_run(tmp_path / f"two-{seed}", [kinds["two"] | {"seed": seed}])
+    write_run(tmp_path / "byol", [kinds["byol"] | {"seed": 0}])
+    assert find_reference(read_study([tmp_path]).rows, "amimv") == "simclr on two-view"  # the most seeds
+    write_run(tmp_path / "mimv", [{"recipe": "mimv"}])
+    assert find_reference(read_study([tmp_path]).rows, "amimv") == "mimv on mimv"
+    write_run(tmp_path / "roles", [{"recipe": "amimv-roles"}])
+    assert find_reference(read_study([tmp_path]).rows, "amimv") == "mimv on amimv-roles"
+
+
 def test_drop_with_ratio_and_gain_of_a_sampler(runs: Path) -> None:
     study = read_study([runs])
     rows = with_fixed_tail(pick(study.rows, "knn"), study)
@@ -225,6 +259,42 @@ def test_settings_that_tell_rows_apart_are_named_unless_usual(tmp_path: Path) ->
     assert len(study.rows) == 4
 
 
+def test_runs_that_differ_in_many_settings_stay_apart(tmp_path: Path) -> None:
+    many = {"crop_min": 0.1, "brightness": 0.1, "contrast": 0.1, "hue": 0.01}
+    for i, rotation in enumerate((180, 5)):
+        write_run(tmp_path / f"r{rotation}", [{"seed": i}], rotation=rotation, seed=i, **many)
+    for i, other in enumerate(({"crop_min": 0.9}, {"hue": 0.5})):
+        changed = dict.fromkeys(many, 0.3) | other
+        write_run(tmp_path / f"o{i}", [{"seed": 0}], rotation=i, **changed)
+    study = read_study([tmp_path])
+    assert study.repeats == 0
+    assert study.rows.groupby("name")["seed"].count().tolist() == [1, 1, 1, 1]
+    assert sum("rotation 180" in name for name in study.rows["name"]) == 1
+
+
+def test_a_class_without_a_label_is_no_reason_to_leave_a_run_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [{"realised_ratio": "inf"}])
+    study = read_study([tmp_path])
+    assert "realised ratio inf" in main_table(study.rows, study.runs, "knn").title
+
+
+@pytest.mark.parametrize("spoiled", [{"train_counts": np.arange(2)}, {"projection": np.eye(3)}, None])
+def test_foreign_predictions_cost_the_pictures_only(tmp_path: Path, spoiled: dict[str, np.ndarray] | None) -> None:
+    write_run(tmp_path / "runs" / "a", [{}])
+    path = tmp_path / "runs" / "a" / "predictions.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    if spoiled is None:
+        with path.open("wb") as file:
+            np.save(file, arrays["labels"])
+    else:
+        np.savez(path, **(arrays | spoiled))  # type: ignore[arg-type]
+    environment = {"packages": ["torch"], "wall_seconds": {"training": "long"}, "training_counts": 3}
+    (tmp_path / "runs" / "a" / "environment.json").write_text(json.dumps(environment))
+    report(ReportSettings((str(tmp_path / "runs"),), output=str(tmp_path / "page.html")))
+    assert "mimv on amimv-views" in (tmp_path / "page.html").read_text()
+
+
 def test_other_images_are_other_tables(tmp_path: Path) -> None:
     for data_seed in (7, 8):
         write_run(tmp_path / f"seed{data_seed}", [{"data": "phantom"}], data="phantom", data_seed=data_seed)
@@ -248,6 +318,7 @@ def test_a_plan_gives_grids_failures_and_what_is_to_run(runs: Path) -> None:
     write_plan(runs, lines)
     (runs / "failed").mkdir()
     (runs / "failed" / "broken.txt").write_text("loss is not finite at step 3\n")
+    (runs / "failed" / "simclr-1-0.txt").write_text("it is done by now\n")
     study = read_study([runs])
     own = study.rows[study.rows["run"] == "amimv-1-0"]
     points = set(zip(own["grid"], own["rho"], own["total"], strict=True))
@@ -332,6 +403,7 @@ def test_markdown_and_latex(runs: Path, tmp_path: Path) -> None:
     assert re.search(r"\| mimv on amimv-views, class-balanced \| +\*\*70\.0 ± 0\.0\*\* \|", markdown)
     assert r"mimv on amimv-views, class-balanced & \textbf{70.0 $\pm$ 0.0} &" in latex
     assert re.search(r"(?<!\\)%", latex) is None
+    assert not {"\x02", "\x03"} & set(latex)
     assert markdown.count("###") == latex.count(r"\caption") == 2
 
 
