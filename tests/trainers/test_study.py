@@ -17,7 +17,12 @@ from amimv.trainers.study import Cell, read_study, write_plan
 
 DOCS = Path(__file__).parents[2] / "docs" / "study"
 #: Where the runs of a study are that are published with the code.
-PUBLISHED = {"study-small.yaml": "small", "study-dermatoscopy.yaml": "dermatoscopy", "ablation.yaml": "ablation"}
+PUBLISHED = {
+    "study-small.yaml": "small",
+    "study-dermatoscopy.yaml": "dermatoscopy",
+    "ablation.yaml": "ablation",
+    "readings.yaml": "readings",
+}
 
 SMALL = """
 settings: {steps: 3, batch_size: 16, label_fractions: [0.5, 1.0]}
@@ -76,7 +81,7 @@ def test_the_common_total_is_the_largest_that_every_ratio_reaches(tmp_path: Path
     assert {c.settings.total for c in cells} == {expected}
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "readings.yaml"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_flags_of_a_cell_give_its_settings(name: str, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIMV_DATA", str(real_data))
     for cell in read_study(CONFIGS / name)[::7]:
