@@ -165,10 +165,11 @@ def notes(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
     trained = sorted(
         {str(runs[a].environment["revision"]) for a in set(rows["anchor"]) if "revision" in runs[a].environment}
     )
+    changed = any(revision.endswith("+") for revision in (*evaluated, *trained))
     if len(evaluated) > 1 or len(trained) > 1:
         found.append(
             f"Revisions of the code differ: training {', '.join(trained) or 'unknown'}; "
-            f"evaluation {', '.join(evaluated) or 'unknown'} (+: changed since)."
+            f"evaluation {', '.join(evaluated) or 'unknown'}{' (+: changed since)' * changed}."
         )
     if rows["rho"].iloc[0] == 1 and rows["total"].iloc[0] and rows["profile"].iloc[0] != "natural":
         found.append("All classes are as large: which of them are head, medium and tail goes by their number alone.")
