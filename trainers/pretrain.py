@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,7 +163,20 @@ def make_accelerator(settings: PretrainSettings, folder: Path, cpu: bool = False
         raise InputError(f"Accelerate refused the settings: {str(error).splitlines()[0]}") from error
     if s.tracker and not accelerator.log_with:
         raise InputError(f"tracker '{s.tracker}' is not installed: pip install {s.tracker}, or leave it out")
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    if threads := s.threads or (spare_cores(os.environ) if alone else 0):
+        torch.set_num_threads(threads)
     return accelerator
+
+
+def spare_cores(environment: Mapping[str, str]) -> int:
+    """How many cores a process may use that ``accelerate launch`` gave one thread, without being asked to.
+
+    Returns:
+        0 where it was started otherwise, or with more threads: then torch's own number is right.
+    """
+    launched = "ACCELERATE_DYNAMO_BACKEND" in environment and environment.get("OMP_NUM_THREADS") == "1"
+    return len(os.sched_getaffinity(0)) if launched else 0
 
 
 def build_training(settings: PretrainSettings, folder: Path, accelerator: Accelerator) -> Training:

@@ -165,6 +165,9 @@ class PretrainSettings:
     """torch.compile the networks, and on a GPU the views, too"""
     sync_bn: bool = False
     """BatchNorm statistics over all processes (CUDA)"""
+    threads: int = 0
+    """of each process on the CPU; 0: what OMP_NUM_THREADS says, else all cores, and all cores for the one process of
+    accelerate launch, which says 1 to whatever it starts"""
     seed: int = 0
     """of the weights and of everything drawn in training"""
 

@@ -652,6 +652,27 @@ def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> 
     assert own == ["error: batch size 15 does not divide by 2 processes x 1 micro-batches"]
 
 
+@pytest.mark.parametrize(
+    ("omp", "flags", "threads"),
+    [("", (), len(os.sched_getaffinity(0))), ("", ("--threads", "1"), 1), ("2", ("--threads", "1"), 1)],
+)
+def test_accelerate_launch_uses_the_cores(
+    tiny_npz: Path, tmp_path: Path, omp: str, flags: tuple[str, ...], threads: int
+) -> None:
+    """It gives a process one thread unless it is told otherwise."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_NUM", "MKL_NUM"))}
+    env |= {"HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""} | ({"OMP_NUM_THREADS": omp} if omp else {})
+    words = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), *quick(tiny_npz, "--steps", "1", *flags)]
+    launched = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert launched.returncode == 0, launched.stderr
+    assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["threads"] == threads
+
+
+def test_started_otherwise_a_process_keeps_its_threads(tiny_npz: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, *quick(tiny_npz, "--steps", "1")).returncode == 0
+    assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["threads"] == 1
+
+
 def test_loader_on_the_real_sets(real_data: Path) -> None:
     for name, channels in (("retinamnist", 3), ("breastmnist", 1), (str(real_data / "ham10000_28.npz"), 3)):
         store = load_store(name, root=real_data)
