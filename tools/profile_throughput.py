@@ -227,7 +227,7 @@ def cells_of(row: Row, reference: float | None) -> tuple[str, ...]:
 
 def show_throughput(s: ProfileSettings, console: Console, device: torch.device) -> list[dict[str, Any]]:
     result = []
-    header = ("pipeline", "recipe", "batch", "threads", "views/s", "quartiles", "amimv is")
+    header = ("pipeline", "recipe", "batch", "threads", "views/s", "quartiles", "first row is")
     for size in s.sizes:
         rows = measure_throughput(s, size, device)
         reference = reference_rate(rows)
