@@ -46,6 +46,10 @@ logger = logging.getLogger("amimv")
 
 #: Marks of what is bold in LaTeX until all else is escaped: characters that no name has.
 BOLD = "\x02{}\x03"
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
+)
 FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
 
 
@@ -230,9 +234,7 @@ def render_tables(study: Study, settings: ReportSettings) -> str:
 
 
 def _escape(text: str) -> str:
-    for sign in "&%_#":
-        text = text.replace(sign, f"\\{sign}")
-    return text.replace("±", r"$\pm$")
+    return text.translate(LATEX)
 
 
 def report(settings: ReportSettings) -> None:

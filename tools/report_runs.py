@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,13 +31,14 @@ PROBES = ("knn", "linear", "classifier", "fine-tuned", "")
 OWN_FOLDERS = ("failed", "logs", "locks", "jobs")
 #: Which images of which set a table is about.
 SUBSET = ["grid", "data", "profile", "rho", "total"]
-#: What is told by columns of its own, or does not touch frozen features.
+#: What is told by columns of its own, or does not touch frozen features (`OF_LABELS` is what fine-tuning adds).
 TOLD = (
     *("method", "recipe", "sampler", "partner", "seed", "data", "data_seed", "size", "channels", "baselines"),
     *("evaluate", "label_fractions", "supervised_steps", "supervised_lr", "finetune", *NOT_IDENTITY),
 )
+OF_LABELS = ("supervised_steps", "supervised_lr")
 #: What the supervised reference depends on, besides what columns tell.
-OF_SUPERVISED = (*(name for name in OF_BASELINES if name not in TOLD), "supervised_steps", "supervised_lr")
+OF_SUPERVISED = (*(name for name in OF_BASELINES if name not in TOLD), *OF_LABELS)
 NAMES = {
     "majority": "majority class",
     "raw pixels": "raw pixels",
@@ -116,13 +117,17 @@ def read_study(paths: Iterable[Path], pool_grids: bool = False) -> Study:
     for path in paths:
         if not path.is_dir():
             raise InputError(f"there is no folder {path}: give folders of runs, such as runs/")
-        plan = _read_plan(path / "plan.csv")
+        try:
+            plan = _read_plan(path / "plan.csv")
+        except InputError as error:
+            plan = []
+            study.left_out.append((str(path / "plan.csv"), str(error)))
         folders = [path] if (path / "config.yaml").is_file() else sorted(p for p in path.iterdir() if p.is_dir())
         for folder in folders:
             if folder.name not in OWN_FOLDERS and not folder.name.startswith("."):
                 frames += _add_run(study, folder, [line for line in plan if line["run"] == folder.name])
         done = {run.folder for run in study.runs.values()}
-        failed = [p for p in sorted(path.glob("failed/*.txt")) if path / p.stem not in done]
+        failed = [p for p in sorted(path.glob("failed/*.txt")) if path / p.stem not in done and p.is_file()]
         study.failed += [(p.stem, p.read_text(errors="replace").strip()) for p in failed]
         _note_pending(study, path, plan)
     if not frames:
@@ -147,8 +152,11 @@ def _read_plan(path: Path) -> list[dict[str, str]]:
     """The lines of a study's plan; none without one."""
     if not path.is_file():
         return []
-    with path.open(newline="", errors="replace") as file:
-        lines = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", errors="replace") as file:
+            lines = list(csv.DictReader(file))
+    except (csv.Error, OSError) as error:
+        raise InputError(f"{path} is no plan: {error}") from error
     for number, line in enumerate(lines, 2):
         if None in line or any(line.get(name) is None for name in PLAN_COLUMNS):
             raise InputError(f"{path}, line {number}: expected {len(PLAN_COLUMNS)} columns: write it again")
@@ -165,10 +173,11 @@ def _add_run(study: Study, folder: Path, plan: list[dict[str, str]]) -> list[pd.
         if not isinstance(config, dict):
             raise InputError("config.yaml holds no settings")
         results = read_results(folder / "results.csv")
-    except (InputError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = _with_defaults(config)
+        repr(config)  # which what is nested too deeply has not
+    except Exception as error:  # of any kind: somebody's folder is not to cost the others their report
         study.left_out.append((str(folder), _reason(folder, error)))
         return []
-    config = _with_defaults(config)
     environment = _read_environment(folder)
     taken = sum(run.folder.name == folder.name for run in study.runs.values())
     anchor = f"run-{folder.name}" + (f"-{taken + 1}" if taken else "")
@@ -196,7 +205,9 @@ def _reason(folder: Path, error: Exception) -> str:
         return "config.yaml is not YAML"
     if isinstance(error, UnicodeDecodeError):
         return "config.yaml or results.csv is no text"
-    return str(error).splitlines()[0]
+    if isinstance(error, InputError):
+        return str(error)
+    return f"cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def read_results(path: Path) -> pd.DataFrame:
@@ -261,7 +272,8 @@ def _read_environment(folder: Path) -> dict[str, Any]:
 
 
 def _command(environment: Mapping[str, Any]) -> str:
-    words = environment.get("command") or []
+    words = environment.get("command")
+    words = words if isinstance(words, list) else []
     return shlex.join(["python", f"trainers/{words[0]}", *map(str, words[1:])]) if words else ""
 
 
@@ -280,13 +292,13 @@ def _note_pending(study: Study, path: Path, plan: list[dict[str, str]]) -> None:
 
 def _data_labels(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
     """Names of the data sets that tell apart whatever has other images."""
-    seeds: dict[str, set[Any]] = {}
+    seeds: dict[str, set[str]] = {}
     for data, anchor in zip(rows["data"], rows["anchor"], strict=True):
-        seeds.setdefault(data, set()).add(runs[anchor].config.get("data_seed", 0))
+        seeds.setdefault(data, set()).add(str(runs[anchor].config.get("data_seed", 0)))
 
     def label(data: str, config: Mapping[str, Any]) -> str:
         words = [f"{data} (synthetic)" if data == "phantom" else data]
-        words += [f"{config['size']} px"] if config.get("size", 0) not in (0, 28) else []
+        words += [f"{config['size']} px"] if str(config.get("size", 0)) not in ("0", "28") else []
         words += [f"{config['channels']} channels"] if config.get("channels") else []
         words += [f"data seed {config.get('data_seed', 0)}"] if len(seeds[data]) > 1 else []
         return ", ".join(words)
@@ -299,11 +311,35 @@ def _row_names(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
     one table apart, unless more than half of the runs have that value; no more than four where these do.
     """
     names = pd.Series([_plain_name(row) for row in rows.to_dict("records")], index=rows.index)
-    for _, group in rows.groupby([names, "grid", "data"], sort=False):
+    _tell_apart(names, rows, runs, _settings_of)
+    # Frozen features of the same runs keep their name.
+    fine_tuned = rows[(rows["probe"] == "fine-tuned") & ~rows["baseline"]]
+    _tell_apart(names, fine_tuned, runs, lambda features, known: OF_LABELS)
+    return names.tolist()
+
+
+def _tell_apart(
+    names: pd.Series,
+    rows: pd.DataFrame,
+    runs: Mapping[str, Run],
+    settings_of: Callable[[str, set[str]], Iterable[str]],
+) -> None:
+    """Add what differs to the names of these rows, in place.
+
+    Args:
+        names: of all rows, by their index.
+        rows: which may get a longer name.
+        runs: by anchor.
+        settings_of: what matters to such features, of all settings that the runs have.
+    """
+    for _, group in rows.groupby([names.loc[rows.index], "grid", "data"], sort=False):
+        configs = {anchor: runs[anchor].config for anchor in group["anchor"].unique()}
+        known = {name for config in configs.values() for name in config}
+        matter = list(settings_of(group["features"].iloc[0], known))
         differing: dict[str, None] = {}
         for _, table in group.groupby(SUBSET, sort=False):
-            differing |= dict.fromkeys(_differing(table, runs))
-        configs = {anchor: runs[anchor].config for anchor in group["anchor"].unique()}
+            own_configs = [configs[anchor] for anchor in table["anchor"].unique()]
+            differing |= {s: None for s in matter if len({repr(config.get(s)) for config in own_configs}) > 1}
         usual = {s: _usual([config.get(s) for config in configs.values()]) for s in differing}
         own = {
             anchor: tuple(f"{s} {config.get(s)}" for s in differing if repr(config.get(s)) != usual[s])
@@ -314,7 +350,6 @@ def _row_names(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
             short = {words: words for words in short}
         for index, anchor in group["anchor"].items():
             names[index] = ", ".join([names[index], *short[own[anchor]]])
-    return names.tolist()
 
 
 def _shortened(words: tuple[str, ...], most: int = 4) -> tuple[str, ...]:
@@ -330,18 +365,15 @@ def _plain_name(row: Mapping[Any, Any]) -> str:
     return ", ".join(words)
 
 
-def _differing(table: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
-    """Settings that matter to these rows, all of one name and of one table, and are not the same in all of them."""
-    features = table["features"].iloc[0]
-    configs = [runs[anchor].config for anchor in table["anchor"].unique()]
-    matter: list[str] = sorted({name for config in configs for name in config if name not in TOLD})
-    if features in ("majority", "raw pixels"):
-        matter = []
-    elif features == "random":
-        matter = ["backbone"]
-    elif features == "supervised":
-        matter = list(OF_SUPERVISED)
-    return [s for s in matter if len({repr(config.get(s)) for config in configs}) > 1]
+def _settings_of(features: str, known: set[str]) -> Iterable[str]:
+    """Settings that these features depend on, beside what columns tell."""
+    if features == "majority":
+        return ()
+    if features == "raw pixels":
+        return ("view_size",)
+    if features == "random":
+        return ("backbone", "view_size")
+    return OF_SUPERVISED if features == "supervised" else sorted(known - set(TOLD))
 
 
 def _usual(values: list[Any]) -> str:

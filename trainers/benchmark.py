@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import tyro
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -34,7 +36,7 @@ from tqdm import tqdm
 from amimv import InputError, check_choice, run_command
 from amimv.trainers.pretrain import EXIT_INTERRUPTED, build_training, make_accelerator, train_step
 from amimv.trainers.settings import PretrainSettings
-from amimv.trainers.study import Cell, read_study, write_plan
+from amimv.trainers.study import Cell, image_shape, read_study, write_plan
 
 logger = logging.getLogger("amimv")
 
@@ -103,22 +105,25 @@ def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_ch
         if is_done(output / run):
             return "done"
         log.parent.mkdir(parents=True, exist_ok=True)
+        failure.unlink(missing_ok=True)
         where = ["--output", str(output), "--name", run, "--resume", "auto"]
         command = [sys.executable, "-m", "amimv.trainers.pretrain", *flags, *where]
         with log.open("a") as file:
+            file.write("\n")  # a progress bar that was killed ends without
+            file.flush()
+            begun = file.tell()
             # The lock is the run's, too: it may outlive this process.
             process = subprocess.run(
                 command, stdout=file, stderr=file, env=_environment(threads), pass_fds=(lock,), check=False
             )
             status = process.returncode
         if is_done(output / run):
-            failure.unlink(missing_ok=True)
             if not keep_checkpoints:
                 shutil.rmtree(output / run / "checkpoints", ignore_errors=True)
             return "done"
-        if status == EXIT_INTERRUPTED:
+        if status in (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
             return "interrupted"
-        reason = _last_line(log) or f"no output, exit status {status}"
+        reason = _last_line(log, begun) or f"no output, exit status {status}"
         write_failure(failure, reason if status >= 0 else f"killed by signal {-status}; last line: {reason}")
         return failure.read_text().strip()
 
@@ -129,15 +134,31 @@ def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def _last_line(log: Path) -> str:
-    """The last line that is no progress bar."""
-    lines = [line.split("\r")[-1].strip() for line in log.read_text(errors="replace").splitlines()]
+def _last_line(log: Path, begun: int) -> str:
+    """The last line after so many bytes that is no progress bar."""
+    text = log.read_bytes()[begun:].decode(errors="replace")
+    lines = [line.split("\r")[-1].strip() for line in text.split("\n")]
     return next((line.removeprefix("error: ") for line in reversed(lines) if line and "%|" not in line), "")
 
 
 def write_failure(path: Path, reason: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(reason + "\n")
+
+
+def with_names_of(plan: list[Cell], output: Path) -> list[Cell]:
+    """The cells by the names that their runs have already: equal runs may be called otherwise, by another ratio that
+    gives the same images, but the end of their names is the same.
+
+    Raises:
+        InputError: the folder holds another study.
+    """
+    there = {path.parent.name for path in output.glob("*/config.yaml")}
+    names = {name.rpartition("-")[2]: name for name in there} if there else {}
+    plan = [replace(cell, run=names.get(cell.run.rpartition("-")[2], cell.run)) for cell in plan]
+    if there and (output / "plan.csv").is_file() and there.isdisjoint(cell.run for cell in plan):
+        raise InputError(f"{output} holds runs, and not one of this study: give another --output, or move them away")
+    return plan
 
 
 def own_shard(cells: list[Cell], shard: str) -> list[Cell]:
@@ -178,7 +199,10 @@ def _cluster(settings: BenchmarkSettings, output: Path) -> Any:
         import submitit
     except ImportError as error:
         raise InputError("--cluster needs submitit: pip install submitit") from error
-    executor = submitit.AutoExecutor(folder=output / "jobs", cluster=settings.cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=output / "jobs", cluster=settings.cluster)
+    except RuntimeError as error:  # no such cluster here
+        raise InputError(f"--cluster {settings.cluster} cannot be used here: {error}") from error
     executor.update_parameters(timeout_min=round(60 * settings.hours), name="amimv")
     if settings.cluster == "slurm":
         executor.update_parameters(
@@ -213,26 +237,27 @@ class Measured(NamedTuple):
     steps: int
 
 
-def estimate(cells: list[Cell], settings: BenchmarkSettings) -> list[float]:
-    """Seconds for each cell: its views, in training and supervised evaluation, over a rate measured in a few steps."""
-    rates: dict[Any, Measured] = {}
-    costs = []
+def estimate(cells: list[Cell]) -> list[float | str]:
+    """Seconds for each cell: its views, in training and supervised evaluation, over a rate measured in a few steps; or
+    why it cannot be trained.
+    """
+    rates: dict[Any, Measured | str] = {}
+    costs: list[float | str] = []
     for cell in cells:
         s = cell.settings
         kind: tuple[Any, ...] = (
-            s.method,
-            s.recipe,
-            s.partners,
-            s.backbone,
-            s.view_size or s.size,
-            s.batch_size,
-            s.mixed_precision,
+            *(s.method, s.recipe, s.partners, s.backbone, s.view_size, s.batch_size, s.mixed_precision),
+            image_shape(s),
         )
         if not s.steps:  # epochs are as many steps as there are images for
             kind = (*kind, s.epochs, s.data, s.data_seed, s.rho, s.profile, s.total)
         if kind not in rates:
             rates[kind] = measure_rate(s)
-        rate, views, steps = rates[kind]
+        measured = rates[kind]
+        if isinstance(measured, str):
+            costs.append(measured)
+            continue
+        rate, views, steps = measured
         supervised = s.supervised_steps * len(s.label_fractions) * len(s.supervised_lr)
         supervised *= (s.baselines != "no") + (s.finetune and s.baselines != "only")
         trained = 0 if s.baselines == "only" else views * (s.steps or steps)
@@ -240,12 +265,15 @@ def estimate(cells: list[Cell], settings: BenchmarkSettings) -> list[float]:
     return costs
 
 
-def measure_rate(settings: PretrainSettings) -> Measured:
-    """A few training steps."""
+def measure_rate(settings: PretrainSettings) -> Measured | str:
+    """A few training steps; or why there can be none."""
     settings = replace(settings, knn_every=0, tracker="", baselines="no")
+    AcceleratorState._reset_state()  # each cell has a process of its own; here they take turns with their precision
     with tempfile.TemporaryDirectory() as folder:
-        accelerator = make_accelerator(settings, Path(folder))
-        run = build_training(settings, Path(folder), accelerator)
+        try:
+            run = build_training(settings, Path(folder), make_accelerator(settings, Path(folder)))
+        except InputError as error:
+            return str(error)
         batches = itertools.chain.from_iterable(run.loader.epoch(epoch) for epoch in itertools.count())
         for _ in range(MEASURED):
             train_step(run, batches, 0)
@@ -259,18 +287,20 @@ def measure_rate(settings: PretrainSettings) -> Measured:
         return Measured(rate, views, run.total_steps)
 
 
-def print_plan(cells: list[Cell], costs: list[float], output: Path) -> None:
+def print_plan(cells: list[Cell], costs: list[float | str], output: Path) -> None:
     """The cells that are still to run, with their cost."""
     table = Table(title=f"{len(cells)} cells in {output}", title_justify="left")
     for name in ("cell", "images", "steps", "estimated"):
         table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
+    left = 0.0
     for cell, cost in zip(cells, costs, strict=True):
-        state = "done" if is_done(output / cell.run) else cell.problem or f"{cost:,.0f} s"
+        done = is_done(output / cell.run)
         steps = str(cell.settings.steps or f"{cell.settings.epochs} epochs")
+        state = "done" if done else "fails" if isinstance(cost, str) else f"{cost:,.0f} s"
         table.add_row(cell.run, str(cell.settings.total or "all"), "" if cell.kind == "baselines" else steps, state)
+        left += 0.0 if done or isinstance(cost, str) else cost
     console = Console(width=max(120, max((len(cell.run) for cell in cells), default=0) + 40))
     console.print(table)
-    left = sum(c for cell, c in zip(cells, costs, strict=True) if not is_done(output / cell.run))
     console.print(f"about {left / 3600:.1f} hours left, one cell at a time (probes and start-up come on top)")
 
 
@@ -293,12 +323,15 @@ def benchmark(settings: BenchmarkSettings) -> int:
         raise InputError(f"workers is {settings.workers}, expected at least 1")
     path = Path(settings.study)
     output = Path(settings.output or f"runs/{path.stem}")
-    plan = read_study(path)
+    plan = with_names_of(read_study(path), output)
     cells = own_shard(plan, settings.shard)
     logger.info("%d points of the grids, %d different cells in shard %s", len(plan), len(cells), settings.shard)
     able = [cell for cell in cells if not cell.problem]
     if settings.dry_run:
-        print_plan(able, estimate(able, settings), output)
+        costs = estimate(able)
+        print_plan(able, costs, output)
+        unable = {cell.run: cost for cell, cost in zip(able, costs, strict=True) if isinstance(cost, str)}
+        cells = [replace(cell, problem=unable.get(cell.run, cell.problem)) for cell in cells]
         for problem, (first, *others) in _by_problem(cells).items():
             logger.info("cannot run %s and %d more: %s", first, len(others), problem)
         return 0

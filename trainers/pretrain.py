@@ -569,6 +569,8 @@ def main() -> None:
         status, message = EXIT_NOT_FINITE, f"error: {error}"
     except Interrupted as interruption:
         status, message = EXIT_INTERRUPTED, f"{interruption}: saved; go on with --resume auto"
+    except KeyboardInterrupt:  # before or after the training, which finishes its step
+        status, message = EXIT_INTERRUPTED, "SIGINT: go on with --resume auto"
     if message and main_process:
         print(message, file=sys.stderr, flush=True)
     if dist.is_available() and dist.is_initialized():

@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).parent / "configs"
 METHOD_ALIASES = {"amimv": "mimv"}
 #: Settings that may change when a run is resumed: they do not touch what is computed.
 FREE_ON_RESUME = (
-    *("resume", "output", "name", "config", "root", "tracker", "log_every", "save_every"),
+    *("resume", "output", "name", "config", "preset", "root", "tracker", "log_every", "save_every", "knn_every"),
     *("evaluate", "label_fractions", "supervised_steps", "supervised_lr", "finetune"),
 )
 #: timm's forms of LARS, which take a trust coefficient.

@@ -34,13 +34,13 @@ from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.stores import FOLDER, medmnist_names
 from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import PretrainSettings, read_yaml, settings_from
+from amimv.trainers.settings import METHODS, PretrainSettings, read_yaml, settings_class, settings_from
 
 PARTS = ("settings", "sets", "grids")
 #: Settings whose value is a list: in a grid they are one value, not an axis.
 LISTS = ("label_fractions", "supervised_lr")
 #: Settings that the study itself decides about.
-OWN = ("output", "name", "config", "resume", "baselines", "indices")
+OWN = ("output", "name", "config", "resume", "baselines", "indices", "evaluate")
 #: What decides which published split is read.
 OF_SPLIT = ("data", "size", "channels", "root", "data_seed")
 #: What a cell without pre-training depends on; everything else is left at its default there.
@@ -117,6 +117,7 @@ def read_study(path: Path) -> list[Cell]:
         if own is not None and not isinstance(own, dict):
             raise InputError(f"{path}: set {name} is {own!r}, expected lines of 'setting: value'")
         _refuse_own(f"{path}: set {name}", own or {})
+        _check_keys(own or {}, _all_settings(), f"{path}: set {name}")
     _refuse_own(f"{path}: settings", common)
     cells = [cell for name, grid in grids.items() for cell in _cells(path, str(name), grid, common, sets)]
     # Cells that differ in the name of their images only, such as two ratios that a set cannot tell apart, are one run.
@@ -125,12 +126,18 @@ def read_study(path: Path) -> list[Cell]:
     return sorted(cells, key=lambda cell: (cell.settings.seed, cell.kind != "baselines"))
 
 
+@cache
+def _all_settings() -> tuple[str, ...]:
+    """Names of the settings of all methods."""
+    return tuple({field.name: None for method in METHODS for field in fields(settings_class(method))})
+
+
 def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     known = tuple(known)
     for key in content:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f": did you mean {near[0]}?" if near else f", expected {', '.join(known)}"
+            hint = f": did you mean {near[0]}?" if near else f", expected {', '.join(known)}" if len(known) < 9 else ""
             raise InputError(f"{where}: unknown key '{key}'{hint}")
 
 
@@ -200,7 +207,7 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     if kind == "cell":
         given = given | {"baselines": "no"}
     common = given.get("total") == "common"
-    settings = settings_from(given | {"total": 0} if common else given, where)
+    settings = _settings(given | {"total": 0} if common else given, where)
     split = PretrainSettings(**{name: getattr(settings, name) for name in OF_SPLIT})
     train = _training_split(split)
     if isinstance(train, InputError):
@@ -208,9 +215,9 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
             raise train
         return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
-        ratios = tuple(settings_from(given | {"total": 0, "rho": rho}, where).rho for rho in rhos)
+        ratios = tuple(_settings(given | {"total": 0, "rho": rho}, where).rho for rho in rhos)
         given = given | {"total": _common_total(split, ratios, settings.profile)}
-        settings = settings_from(given, where)
+        settings = _settings(given, where)
     if kind == "cell":
         # As they are, so that a command makes the same run again when an alias has moved.
         given = given | {"method": settings.method, "recipe": settings.recipe}
@@ -221,6 +228,16 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     return Cell(grid, kind, _run_name(kind, settings, images), train.name, given, settings)
 
 
+def _settings(given: dict[str, Any], where: str) -> PretrainSettings:
+    """`settings_from`, whose every error says where."""
+    try:
+        return settings_from(given, where)
+    except InputError as error:
+        if str(error).startswith(where):
+            raise
+        raise InputError(f"{where}: {error}") from error
+
+
 @cache
 def _training_split(split: PretrainSettings) -> ImageStore | InputError:
     """A published training split, or why it cannot be had: it is looked for once."""
@@ -228,6 +245,13 @@ def _training_split(split: PretrainSettings) -> ImageStore | InputError:
         return load_split(split, "train", "cpu")
     except InputError as error:
         return error
+
+
+def image_shape(settings: PretrainSettings) -> tuple[int, int]:
+    """Channels and size in pixels of a cell's images, whose data can be had."""
+    train = _training_split(PretrainSettings(**{name: getattr(settings, name) for name in OF_SPLIT}))
+    assert isinstance(train, ImageStore)
+    return train.channels, train.size
 
 
 @cache
@@ -275,7 +299,7 @@ def write_plan(cells: list[Cell], path: Path) -> None:
     """``plan.csv``: every point of the grids, its run folder and the command that makes it; whole or not at all."""
     partial = path.with_suffix(f".{os.getpid()}.partial")  # several shards may write it at once
     with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, PLAN_COLUMNS)
+        writer = csv.DictWriter(file, PLAN_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for cell in cells:
             s = cell.settings

@@ -15,7 +15,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from amimv import InputError
-from amimv.tools.report import ReportSettings, report
+from amimv.tools.report import ReportSettings, _escape, report
 from amimv.tools.report_runs import Study, read_study
 from amimv.tools.report_tables import (
     Table,
@@ -272,6 +272,28 @@ def test_runs_that_differ_in_many_settings_stay_apart(tmp_path: Path) -> None:
     assert sum("rotation 180" in name for name in study.rows["name"]) == 1
 
 
+def test_settings_of_fine_tuning_tell_its_rows_apart_and_no_others(tmp_path: Path) -> None:
+    for i, steps in enumerate((5, 60)):
+        results = [{"probe": "knn"}, {"probe": "fine-tuned", "k": "", "right": (30 + i, 15, 5)}]
+        write_run(tmp_path / f"run-{i}", results, method="mimv", supervised_steps=steps)
+    study = read_study([tmp_path])
+    names = {probe: set(rows["name"]) for probe, rows in study.rows.groupby("probe")}
+    plain = "mimv on amimv-views"
+    assert names == {
+        "knn": {plain},
+        "fine-tuned": {f"{plain}, supervised_steps 5", f"{plain}, supervised_steps 60"},
+    }
+    assert study.repeats == 1  # of kNN
+
+
+def test_baselines_that_see_other_pixels_are_apart(tmp_path: Path) -> None:
+    for size in (0, 20):
+        features = ("raw pixels", "random", "majority")
+        write_run(tmp_path / f"run-{size}", [{"features": name} for name in features], view_size=size)
+    counts = read_study([tmp_path]).rows.groupby("features")["name"].nunique().to_dict()
+    assert counts == {"raw pixels": 2, "random": 2, "majority": 1}
+
+
 def test_a_class_without_a_label_is_no_reason_to_leave_a_run_out(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [{"realised_ratio": "inf"}])
     study = read_study([tmp_path])
@@ -355,6 +377,32 @@ def test_runs_that_cannot_be_used_are_left_out_with_a_reason(runs: Path, content
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.csv", 'run,data\n"' + "x" * 200_000),
+        ("results.csv", "run\n\0"),
+        ("config.yaml", "a: 2024-99-99"),
+        ("config.yaml", "a: " + "[" * 3000),
+    ],
+)
+def test_a_foreign_file_costs_its_own_folder_only(runs: Path, name: str, content: str) -> None:
+    (runs / "simclr-1-0" / name).write_text(content)
+    (runs / "plan.csv").write_text("a,b\n1,2\n")
+    (runs / "failed" / "x.txt").mkdir(parents=True)
+    left_out = dict(read_study([runs]).left_out)
+    assert set(left_out) == {str(runs / "simclr-1-0"), str(runs / "plan.csv")}
+    assert all(reason and "\n" not in reason for reason in left_out.values())
+
+
+@pytest.mark.parametrize("command", [3, {"a": 1}, ["pretrain.py", 3]])
+def test_odd_values_in_good_runs_are_no_error(runs: Path, command: object) -> None:
+    (runs / "simclr-1-0" / "environment.json").write_text(json.dumps({"command": command}))
+    with (runs / "simclr-1-0" / "config.yaml").open("a") as file:
+        file.write("data_seed: [1]\n")
+    assert read_study([runs]).left_out == []
+
+
+@pytest.mark.parametrize(
     ("name", "value"), [("balanced_accuracy", "58.1"), ("seed", ""), ("tail", "nan"), ("probe", "x")]
 )
 def test_a_value_that_cannot_be_is_named(tmp_path: Path, name: str, value: str) -> None:
@@ -405,6 +453,10 @@ def test_markdown_and_latex(runs: Path, tmp_path: Path) -> None:
     assert re.search(r"(?<!\\)%", latex) is None
     assert not {"\x02", "\x03"} & set(latex)
     assert markdown.count("###") == latex.count(r"\caption") == 2
+
+
+def test_latex_escapes_what_a_grid_may_be_called() -> None:
+    assert _escape(r"b_$^{x}\~&%#±") == (r"b\_\$\textasciicircum{}\{x\}\textbackslash{}\textasciitilde{}\&\%\#$\pm$")
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import csv
 import fcntl
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,8 +111,11 @@ def test_a_failure_is_forgotten_once_the_cell_is_done(tmp_path: Path, monkeypatc
 def test_an_interrupted_cell_has_not_failed_and_a_killed_one_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "SIGTERM: saved", 75))
-    assert run_cell([], tmp_path, "a") == "interrupted"
+    for status in (75, -signal.SIGINT, -signal.SIGTERM):
+        module.write_failure(tmp_path / "failed" / "a.txt", "an earlier reason")
+        monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "SIGTERM: saved", status))
+        assert run_cell([], tmp_path, "a") == "interrupted"
+        assert not (tmp_path / "failed" / "a.txt").exists()
     monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "step 3", -9))
     assert run_cell([], tmp_path, "a") == "killed by signal 9; last line: step 3"
 
@@ -136,6 +141,75 @@ def test_a_reason_is_no_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run_cell([], tmp_path, "a") == "ValueError: odd"
 
 
+def test_a_reason_is_of_the_last_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.log").write_text("phantom: 70 images\n  3%|3   | 1/3 [00:00<?, 2step/s, loss 3.1]")
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "error: was run with lr 1, not 2", 2))
+    assert run_cell([], tmp_path, "a") == "was run with lr 1, not 2"
+    monkeypatch.setattr(module.subprocess, "run", Exits(tmp_path, "", 1))
+    assert run_cell([], tmp_path, "a") == "no output, exit status 1"
+
+
+def test_a_cell_keeps_the_name_that_its_run_has(
+    finished: tuple[BenchmarkSettings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same images by another ratio, which comes first and would lend its name."""
+    out = tmp_path / "out"
+    text = STUDY.replace("total: 70, ", "").replace("[simclr, byol]", "simclr, baselines: false, profile: natural")
+    (natural,) = read_study(write(tmp_path, text))
+    (out / natural.run).mkdir(parents=True)
+    for name in ("results.csv", "config.yaml"):
+        (out / natural.run / name).write_text("some")
+    monkeypatch.setattr(module.subprocess, "run", lambda *args, **kwargs: pytest.fail("a cell was run twice"))
+    capped = "  capped: {method: simclr, baselines: false, rho: 1}\n  one:"
+    path = write(tmp_path, text.replace("  one:", capped))
+    assert {cell.run for cell in read_study(path)} != {natural.run}
+    assert benchmark(BenchmarkSettings(str(path), output=str(out))) == 0
+    assert {line["run"] for line in csv.DictReader((out / "plan.csv").open())} == {natural.run}
+
+
+def test_two_studies_do_not_share_a_folder(finished: tuple[BenchmarkSettings, Path], tmp_path: Path) -> None:
+    other = write(
+        tmp_path, STUDY.replace("steps: 4", "steps: 5").replace("supervised_steps: 0", "supervised_steps: 1")
+    )
+    before = (finished[1] / "plan.csv").read_bytes()
+    with pytest.raises(InputError, match="holds runs, and not one of this study: give another --output"):
+        benchmark(BenchmarkSettings(str(other), output=str(finished[1])))
+    assert (finished[1] / "plan.csv").read_bytes() == before
+
+
+def test_a_dry_run_goes_on_past_a_cell_that_cannot_be_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And past one of another precision."""
+    text = STUDY.replace("[simclr, byol]", "simclr, baselines: false, mixed_precision: ['no', bf16]")
+    text += "  two: {method: simclr, baselines: false, backbone: resnet99}\n"
+    with caplog.at_level("INFO", logger="amimv"):
+        assert (
+            benchmark(BenchmarkSettings(str(write(tmp_path, text)), output=str(tmp_path / "out"), dry_run=True)) == 0
+        )
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"│ +[\d,]+ s │", shown)) == 2
+    assert shown.count(" fails │") == 1
+    assert "resnet99" in caplog.text
+
+
+def test_sizes_have_costs_of_their_own(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [str(real_data / name) for name in ("breastmnist.npz", "breastmnist_64.npz")]
+    text = STUDY.replace("total: 70, ", "").replace("[simclr, byol]", f"simclr, data: {files}, baselines: false")
+    measured = iter([module.Measured(100.0, 2, 4), module.Measured(20.0, 2, 4)])
+    monkeypatch.setattr(module, "measure_rate", lambda settings: next(measured))
+    small, large = module.estimate(read_study(write(tmp_path, text)))
+    assert large == 5 * small  # type: ignore[operator]
+
+
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a SLURM here")
+def test_a_cluster_that_is_not_here_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(InputError, match=r"--cluster slurm cannot be used here: .*srun"):
+        benchmark(BenchmarkSettings(str(write(tmp_path)), output=str(tmp_path / "out"), cluster="slurm"))
+
+
 def test_failures_of_done_and_of_unknown_cells_are_forgotten(tmp_path: Path) -> None:
     (cell, *others) = read_study(write(tmp_path))
     for run in (cell.run, others[0].run, "of-another-study"):
@@ -152,7 +226,7 @@ def test_epochs_cost_as_many_steps_as_they_have(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "measure_rate", lambda settings: module.Measured(100.0, 2, 800))
     text = STUDY.replace("steps: 4, ", "").replace("[simclr, byol]", "simclr, epochs: 200, baselines: false")
     cells = read_study(write(tmp_path, text))
-    assert module.estimate(cells, BenchmarkSettings("")) == [2 * 800 * 16 / 100]
+    assert module.estimate(cells) == [2 * 800 * 16 / 100]
 
 
 def test_a_job_of_a_cluster_has_all_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

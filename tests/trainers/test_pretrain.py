@@ -225,6 +225,23 @@ def test_a_signal_saves_and_exits_with_75(tiny_npz: Path, tmp_path: Path, number
     assert len(list((tmp_path / "runs" / "r" / "checkpoints").glob("*.pt"))) == 1
 
 
+def test_sigint_in_the_evaluation_has_the_same_status(tiny_npz: Path, tmp_path: Path) -> None:
+    flags = [word for word in quick(tiny_npz, "--steps", "4") if word != "--no-evaluate"]
+    slow = ("--supervised-steps", "100000", "--resume", "auto")
+    process = subprocess.Popen(
+        command(*flags, *slow), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    _wait_for(tmp_path / "runs" / "r" / "curves.png", process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert stderr.replace("\r", "\n").strip().splitlines()[-1] == "SIGINT: go on with --resume auto"
+    assert "Traceback" not in stderr
+    again = run(tmp_path, *flags, "--supervised-steps", "5", "--resume", "auto", "--knn-every", "3")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "runs" / "r" / "results.csv").is_file()
+
+
 def _wait_for(path: Path, process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
     for _ in range(1200):
         if path.exists():

@@ -22,6 +22,7 @@ PUBLISHED = {
     "study-dermatoscopy.yaml": "dermatoscopy",
     "ablation.yaml": "ablation",
     "readings.yaml": "readings",
+    "pixels.yaml": "pixels",
 }
 
 SMALL = """
@@ -193,6 +194,9 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
         ("grids: [", "not a readable YAML"),
         ("sets: 3\ngrids: {a: {}}", "sets is 3, expected lines"),
         ("sets: {mine: 3}\ngrids: {a: {}}", "set mine is 3, expected lines"),
+        ("sets: {mine: {bogus: 3}}\ngrids: {a: {steps: 2}}", "set mine: unknown key 'bogus'"),
+        ("grids: {a: {evaluate: false}}", "evaluate cannot be given"),
+        ("grids: {a: {steps: 2, label_fractions: [2.0]}}", r"study.yaml: grid a: label fractions are \(2.0,\)"),
         ("sets: {mine: {name: x}}\ngrids: {a: {}}", "set mine: name cannot be given"),
         ("settings: {output: x}\ngrids: {a: {}}", "settings: output cannot be given"),
         ("grids: {a: {data: {b: 1}}}", "data is {'b': 1}, expected the name of a set"),
