@@ -229,8 +229,9 @@ def test_sigint_in_the_evaluation_has_the_same_status(tiny_npz: Path, tmp_path: 
     flags = [word for word in quick(tiny_npz, "--steps", "4") if word != "--no-evaluate"]
     slow = ("--supervised-steps", "100000", "--resume", "auto")
     process = subprocess.Popen(
-        command(*flags, *slow), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        command(*flags, *slow), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+    )  # fmt: skip
     _wait_for(tmp_path / "runs" / "r" / "curves.png", process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
