@@ -31,12 +31,13 @@ PROBES = ("knn", "linear", "classifier", "fine-tuned", "")
 OWN_FOLDERS = ("failed", "logs", "locks", "jobs")
 #: Which images of which set a table is about.
 SUBSET = ["grid", "data", "profile", "rho", "total"]
-#: What is told by columns of its own, or does not touch frozen features (`OF_LABELS` is what fine-tuning adds).
+#: What fine-tuning and the supervised reference depend on, and frozen features do not.
+OF_LABELS = ("supervised_steps", "supervised_lr")
+#: What is told by columns of its own, or does not touch frozen features.
 TOLD = (
     *("method", "recipe", "sampler", "partner", "seed", "data", "data_seed", "size", "channels", "baselines"),
-    *("evaluate", "label_fractions", "supervised_steps", "supervised_lr", "finetune", *NOT_IDENTITY),
+    *("evaluate", "label_fractions", "finetune", *OF_LABELS, *NOT_IDENTITY),
 )
-OF_LABELS = ("supervised_steps", "supervised_lr")
 #: What the supervised reference depends on, besides what columns tell.
 OF_SUPERVISED = (*(name for name in OF_BASELINES if name not in TOLD), *OF_LABELS)
 NAMES = {
@@ -174,7 +175,6 @@ def _add_run(study: Study, folder: Path, plan: list[dict[str, str]]) -> list[pd.
             raise InputError("config.yaml holds no settings")
         results = read_results(folder / "results.csv")
         config = _with_defaults(config)
-        repr(config)  # which what is nested too deeply has not
     except Exception as error:  # of any kind: somebody's folder is not to cost the others their report
         study.left_out.append((str(folder), _reason(folder, error)))
         return []

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from amimv import InputError, check_choice, run_command
 from amimv.trainers.pretrain import EXIT_INTERRUPTED, build_training, make_accelerator, train_step
 from amimv.trainers.settings import PretrainSettings
-from amimv.trainers.study import Cell, image_shape, read_study, write_plan
+from amimv.trainers.study import Cell, digest_of, image_shape, read_study, write_plan
 
 logger = logging.getLogger("amimv")
 
@@ -154,8 +154,8 @@ def with_names_of(plan: list[Cell], output: Path) -> list[Cell]:
         InputError: the folder holds another study.
     """
     there = {path.parent.name for path in output.glob("*/config.yaml")}
-    names = {name.rpartition("-")[2]: name for name in there} if there else {}
-    plan = [replace(cell, run=names.get(cell.run.rpartition("-")[2], cell.run)) for cell in plan]
+    names = {digest_of(name): name for name in there}
+    plan = [replace(cell, run=names.get(digest_of(cell.run), cell.run)) for cell in plan]
     if there and (output / "plan.csv").is_file() and there.isdisjoint(cell.run for cell in plan):
         raise InputError(f"{output} holds runs, and not one of this study: give another --output, or move them away")
     return plan

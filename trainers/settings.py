@@ -26,9 +26,14 @@ from amimv.pipelines.recipes import HARD, RECIPES
 CONFIGS = Path(__file__).parent / "configs"
 #: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
 METHOD_ALIASES = {"amimv": "mimv"}
-#: Settings that may change when a run is resumed: they do not touch what is computed.
+#: Settings that touch no result: where things are, and how often something is said, saved or scored.
+NO_EFFECT = (
+    *("resume", "output", "name", "config", "preset", "root", "tracker"),
+    *("log_every", "save_every", "knn_every"),
+)
+#: Settings that may change when a run is resumed: the training does not depend on them.
 FREE_ON_RESUME = (
-    *("resume", "output", "name", "config", "preset", "root", "tracker", "log_every", "save_every", "knn_every"),
+    *NO_EFFECT,
     *("evaluate", "label_fractions", "supervised_steps", "supervised_lr", "finetune"),
 )
 #: timm's forms of LARS, which take a trust coefficient.
@@ -381,13 +386,18 @@ def _settled(cls: type[PretrainSettings], values: dict[str, Any]) -> PretrainSet
 
 
 def settings_from(content: dict[str, Any], source: str) -> PretrainSettings:
-    """Settings from a mapping, on the layers that a config file would lie on; what errors call it is ``source``.
+    """Settings from a mapping, on the layers that a config file would lie on; every error begins with ``source``.
 
     Raises:
         InputError: an unknown name or a bad value.
     """
-    cls, values, _ = _layered(lambda name, default: str(content.get(name, default)), content, source)
-    return _settled(cls, values)
+    try:
+        cls, values, _ = _layered(lambda name, default: str(content.get(name, default)), content, source)
+        return _settled(cls, values)
+    except InputError as error:
+        if str(error).startswith(source):
+            raise
+        raise InputError(f"{source}: {error}") from error
 
 
 def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[PretrainSettings, dict[str, str]]:

@@ -34,7 +34,7 @@ from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.stores import FOLDER, medmnist_names
 from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import METHODS, PretrainSettings, read_yaml, settings_class, settings_from
+from amimv.trainers.settings import METHODS, NO_EFFECT, PretrainSettings, read_yaml, settings_class, settings_from
 
 PARTS = ("settings", "sets", "grids")
 #: Settings whose value is a list: in a grid they are one value, not an axis.
@@ -51,10 +51,7 @@ OF_BASELINES = (
     *("label_fractions", "supervised_steps", "supervised_lr"),
 )
 #: What does not tell two cells apart: names of the subset (its images do) and what touches no result.
-NOT_IDENTITY = (
-    *("rho", "profile", "total", "root", "output", "name", "config", "resume", "preset", "tracker"),
-    *("log_every", "save_every", "knn_every"),
-)
+NOT_IDENTITY = ("rho", "profile", "total", *NO_EFFECT)
 PLAN_COLUMNS = (
     *("grid", "run", "kind", "data", "profile", "rho", "total", "method", "recipe", "sampler", "partner"),
     *("seed", "command"),
@@ -122,7 +119,7 @@ def read_study(path: Path) -> list[Cell]:
     cells = [cell for name, grid in grids.items() for cell in _cells(path, str(name), grid, common, sets)]
     # Cells that differ in the name of their images only, such as two ratios that a set cannot tell apart, are one run.
     runs: dict[str, str] = {}
-    cells = [replace(cell, run=runs.setdefault(cell.run.rpartition("-")[2], cell.run)) for cell in cells]
+    cells = [replace(cell, run=runs.setdefault(digest_of(cell.run), cell.run)) for cell in cells]
     return sorted(cells, key=lambda cell: (cell.settings.seed, cell.kind != "baselines"))
 
 
@@ -136,8 +133,9 @@ def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) ->
     known = tuple(known)
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f": did you mean {near[0]}?" if near else f", expected {', '.join(known)}" if len(known) < 9 else ""
+            hint = f", expected {', '.join(known)}" if len(known) < 9 else ""
+            if near := difflib.get_close_matches(str(key), known, n=1):
+                hint = f": did you mean {near[0]}?"
             raise InputError(f"{where}: unknown key '{key}'{hint}")
 
 
@@ -207,17 +205,17 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     if kind == "cell":
         given = given | {"baselines": "no"}
     common = given.get("total") == "common"
-    settings = _settings(given | {"total": 0} if common else given, where)
-    split = PretrainSettings(**{name: getattr(settings, name) for name in OF_SPLIT})
+    settings = settings_from(given | {"total": 0} if common else given, where)
+    split = _of_split(settings)
     train = _training_split(split)
     if isinstance(train, InputError):
         if settings.data not in medmnist_names():
             raise train
         return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
-        ratios = tuple(_settings(given | {"total": 0, "rho": rho}, where).rho for rho in rhos)
+        ratios = tuple(settings_from(given | {"total": 0, "rho": rho}, where).rho for rho in rhos)
         given = given | {"total": _common_total(split, ratios, settings.profile)}
-        settings = _settings(given, where)
+        settings = settings_from(given, where)
     if kind == "cell":
         # As they are, so that a command makes the same run again when an alias has moved.
         given = given | {"method": settings.method, "recipe": settings.recipe}
@@ -228,14 +226,9 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     return Cell(grid, kind, _run_name(kind, settings, images), train.name, given, settings)
 
 
-def _settings(given: dict[str, Any], where: str) -> PretrainSettings:
-    """`settings_from`, whose every error says where."""
-    try:
-        return settings_from(given, where)
-    except InputError as error:
-        if str(error).startswith(where):
-            raise
-        raise InputError(f"{where}: {error}") from error
+def _of_split(settings: PretrainSettings) -> PretrainSettings:
+    """Only what decides which published split is read."""
+    return PretrainSettings(**{name: getattr(settings, name) for name in OF_SPLIT})
 
 
 @cache
@@ -249,7 +242,7 @@ def _training_split(split: PretrainSettings) -> ImageStore | InputError:
 
 def image_shape(settings: PretrainSettings) -> tuple[int, int]:
     """Channels and size in pixels of a cell's images, whose data can be had."""
-    train = _training_split(PretrainSettings(**{name: getattr(settings, name) for name in OF_SPLIT}))
+    train = _training_split(_of_split(settings))
     assert isinstance(train, ImageStore)
     return train.channels, train.size
 
@@ -293,6 +286,11 @@ def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
     if kind == "baselines":
         name = name.replace(f"-{settings.method}-{settings.recipe}-", "-baselines-")
     return f"{name}-{digest}"
+
+
+def digest_of(run: str) -> str:
+    """The end of a run's name, which equal runs share, whatever else they are called."""
+    return run.rpartition("-")[2]
 
 
 def write_plan(cells: list[Cell], path: Path) -> None:
