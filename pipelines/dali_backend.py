@@ -102,7 +102,7 @@ def render_dali(images: Tensor, params: ViewParams, dtype: torch.dtype = torch.f
     """Render one view.
 
     Args:
-        images: ``(B, H, W, C)`` ``uint8``, on a CPU or a CUDA device; not copied.
+        images: ``(B, H, W, C)``, ``uint8`` (not copied) or float in [0, 1], on a CPU or a CUDA device.
         params: on the host, wherever the images are.
         dtype: of the result; the arithmetic is ``float32``.
 
@@ -116,6 +116,8 @@ def render_dali(images: Tensor, params: ViewParams, dtype: torch.dtype = torch.f
     if any(value is not None and value.device.type != "cpu" for value in drawn):
         raise InputError("the dali backend takes view parameters on the host: draw them from positions on the CPU")
     ndd = _dynamic()
+    if images.is_floating_point():
+        images = images.float() * 255
     source, size = (images.shape[1], images.shape[2]), params.size or images.shape[1]
     gpu = images.device.index if images.device.type == "cuda" else None
     with _context(threading.get_ident(), torch.get_num_threads(), gpu):

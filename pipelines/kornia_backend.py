@@ -106,13 +106,17 @@ def apply_solarise(images: Tensor, threshold: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor, contiguous: bool = True) -> Tensor:
-    """``(B, H, W, C)`` ``uint8`` to ``(B, C, H, W)`` ``float32`` in [0, 1], contiguous unless any layout will do.
+    """``(B, H, W, C)`` to ``(B, C, H, W)`` ``float32`` in [0, 1], contiguous unless any layout will do.
+
+    ``uint8`` is divided by 255, floats are in [0, 1] already.
 
     Channels-last, as images are stored, is the quicker here by far, and as good to sample from; but colours and blur
     are several times slower on it.
     """
     layout = torch.contiguous_format if contiguous else torch.preserve_format
-    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(255)
+    # A copy in any case: what follows works in place.
+    floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout, copy=True)
+    return floats if images.is_floating_point() else floats.div_(255)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor) -> None:
@@ -122,7 +126,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], o
 
 
 def render_into(out: Tensor, images: Tensor, params: ViewParams) -> None:
-    """Render one view of ``(B, H, W, C)`` ``uint8`` images into ``(B, C, size, size)``."""
+    """Render one view of ``(B, H, W, C)`` images into ``(B, C, size, size)``."""
     size = out.shape[-1]
     affine = params.affine
     if affine is None and images.shape[1] != size:
@@ -143,7 +147,7 @@ def render_kornia(images: Tensor, params: ViewParams, dtype: torch.dtype = torch
     """Render one view.
 
     Args:
-        images: ``(B, H, W, C)`` ``uint8``.
+        images: ``(B, H, W, C)``, ``uint8`` or float in [0, 1].
         params: on the same device.
         dtype: of the result; the arithmetic is ``float32``.
 

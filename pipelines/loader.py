@@ -12,7 +12,7 @@ from amimv import InputError, check_choice
 from amimv.pipelines.heap import keep_freed_memory
 from amimv.pipelines.params import ViewParams, draw_view_params
 from amimv.pipelines.recipes import Recipe
-from amimv.pipelines.rng import Key, Stream
+from amimv.pipelines.rng import Key
 from amimv.pipelines.samplers import (
     LABEL_SAMPLERS,
     SAMPLERS,
@@ -49,15 +49,20 @@ def render(images: Tensor, params: ViewParams, backend: str = "kornia", dtype: t
     """Render one view: a pure function of images and parameters, the same in both backends.
 
     Args:
-        images: ``(B, H, W, C)`` ``uint8``, on any device.
+        images: ``(B, H, W, C)``, on any device: ``uint8``, or float with values in [0, 1].
         params: from `draw_view_params`; on the images' device for `kornia`, on the host for `dali`.
         backend: ``kornia`` or ``dali``.
         dtype: of the result.
 
     Returns:
         ``(B, C, size, size)``, normalised by the parameters' mean and std.
+
+    Raises:
+        InputError: for an unknown backend, or images of another type.
     """
     check_choice("backend", backend, BACKENDS)
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(f"images are {images.dtype}, expected uint8, or float with values in [0, 1]")
     if backend == "kornia":
         from amimv.pipelines.kornia_backend import render_kornia
 
@@ -88,7 +93,7 @@ def _compiled() -> Callable[..., tuple[Tensor, ...]]:
 
 
 class PairLoader:
-    """Batches of pairs of a store, by a recipe.
+    """Batches of pairs of a store, by a recipe: ``for pair in loader`` is one epoch, and each pass the next.
 
     Everything random is a function of (seed, epoch, step, place in the global batch): any number of processes sees
     the same global batches, and a resumed loader goes on with the batches that it would have given. On a CPU the first
@@ -165,7 +170,7 @@ class PairLoader:
         self._render_views = partial(_compiled() if compile else render_views, backend=backend, dtype=dtype)
         self.steps_per_epoch = len(store) // batch_size
         self.clusters: Tensor | None = None
-        self._position = (0, 0)
+        self._position = self._next = (0, 0)
         self._everything = build_groups(torch.zeros(len(store), dtype=torch.int64, device=store.device), 1)
         self._by_label = self._label_groups() if {sampler, partner} & set(LABEL_SAMPLERS) else None
         self._by_cluster: Groups | None = None
@@ -203,7 +208,8 @@ class PairLoader:
         return {"epoch": epoch, "step": step, "clusters": self.clusters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._position = (state["epoch"], state["step"])
+        """Go on from a `state_dict`: the next pass begins with the first batch that had not been handed out."""
+        self._position = self._next = (state["epoch"], state["step"])
         if state["clusters"] is not None:
             self.set_clusters(state["clusters"])
 
@@ -227,8 +233,17 @@ class PairLoader:
         drawn = draw_partners(*self._sampled(self.partner, epoch), anchors, partners, self.seed, epoch)
         return torch.cat([anchors.unsqueeze(0), drawn])
 
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.steps_per_epoch * self.micro_batches
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        """The next epoch: the one after that begun last, or the rest of the one that a loaded state stands in."""
+        return self.epoch(*self._next)
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[PairBatch]:
         """This process's batches of an epoch, from a step on; ``micro_batches`` of them make one step."""
+        self._next = (epoch + 1, 0)
         micro = self.batch_size // (self.world_size * self.micro_batches)
         # (slots, steps, micro-batches, this rank's share): the ranks' shares of a micro-batch lie side by side.
         indices = self.epoch_indices(epoch).unflatten(2, (self.micro_batches, self.world_size, micro))
@@ -257,7 +272,7 @@ class PairLoader:
             positions, at = places.repeat(len(steps)), steps.repeat_interleave(len(places))
             drawn = []
             for view in self.recipe.views:
-                key = Key(self.seed, Stream.VIEW + 16 * view.slot + view.draw, epoch, at)
+                key = Key(self.seed, view.stream, epoch, at)
                 params = draw_view_params(view.policy, positions, key)
                 drawn.append(params.split([share] * len(steps) * self.micro_batches))
             yield from zip(*drawn, strict=True)

@@ -37,7 +37,8 @@ class ViewPolicy:
 
     Attributes:
         size: height and width of the view in pixels; None keeps the image's.
-        mean, std: per channel, in units of [0, 1]; their length is the number of channels (1 or 3).
+        mean, std: per channel, in units of [0, 1]; their length is the number of channels (1 or 3). None: not known
+            yet, so nothing can be drawn or rendered; `Recipe.with_statistics` binds them.
         crop: smallest and largest area of the random resized crop, as a share of the image.
         ratio: smallest and largest aspect ratio (width / height) of the crop, drawn log-uniformly.
         hflip, vflip: probability of mirroring left-right, up-down.
@@ -51,8 +52,8 @@ class ViewPolicy:
     """
 
     size: int | None = None
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     crop: tuple[float, float] = (1.0, 1.0)
     ratio: tuple[float, float] = (1.0, 1.0)
     hflip: float = 0.0
@@ -70,7 +71,9 @@ class ViewPolicy:
     solarise_threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise InputError(f"mean {self.mean} and std {self.std} must have the same number of channels")
+        if self.mean is not None and len(self.mean) not in (1, 3):
             raise InputError(f"mean {self.mean} and std {self.std} must both have 1 or 3 channels")
         for name in ("hflip", "vflip", "jitter_p", "grey_p", "blur_p", "solarise_p"):
             if not 0 <= getattr(self, name) <= 1:
@@ -87,8 +90,22 @@ class ViewPolicy:
             raise InputError(f"size is {self.size}, expected at least 4 pixels")
 
     @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std.
+
+        Raises:
+            InputError: if they are not known: contrast would pivot on a grey that is not the data set's.
+        """
+        if self.mean is None or self.std is None:
+            raise InputError(
+                "the view policy has no mean and std: give ViewPolicy(mean=..., std=...), or bind a recipe's with "
+                "recipe.with_statistics(store.mean, store.std)"
+            )
+        return self.mean, self.std
+
+    @property
     def channels(self) -> int:
-        return len(self.mean)
+        return len(self.statistics[0])
 
     @property
     def resamples(self) -> bool:
@@ -158,10 +175,13 @@ def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key) -> ViewPar
 
     Returns:
         Parameters on the device of ``positions``.
+
+    Raises:
+        InputError: if the policy's mean and std are not known.
     """
     # Always drawn in full, so that switching one operation off does not change the others.
     u = uniforms(key, positions, 16).unbind(1)
-    params = ViewParams(policy.size, policy.mean, policy.std)
+    params = ViewParams(policy.size, *policy.statistics)
     if policy.resamples:
         params = replace(params, affine=_affine(policy, u[0:7]))
     if policy.recolours:
@@ -213,13 +233,13 @@ def _colour(policy: ViewPolicy, u: tuple[Tensor, ...]) -> Tensor:
     brightness = _factor(policy.brightness, u[1], applied)
     contrast = _factor(policy.contrast, u[2], applied)
     if policy.channels == 1:
-        pivot = policy.mean[0]
+        pivot: float = policy.statistics[0][0]
         return torch.stack([brightness * contrast, (1 - contrast) * brightness * pivot], dim=1).unsqueeze(1)
     saturation = _factor(policy.saturation, u[3], applied)
     hue = torch.where(applied, policy.hue * (2 * u[4] - 1), 0.0)
     # Last: greyscale is saturation 0 after the hue rotation, which keeps luma.
     saturation = torch.where(u[5] < policy.grey_p, 0.0, saturation)
-    pivot = sum(m * w for m, w in zip(policy.mean, LUMA, strict=True))
+    pivot = sum(m * w for m, w in zip(policy.statistics[0], LUMA, strict=True))
     chroma = saturation * torch.exp(2j * math.pi * hue)  # scales and rotates the (I, Q) plane
     basis = _yiq_basis(u[0].device)
     unit = torch.ones_like(brightness)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from amimv import InputError, check_choice
 from amimv.pipelines.params import ViewPolicy
+from amimv.pipelines.rng import Stream
 
 #: MIMV's augmentation ``A`` (arXiv 2509.08469 and its published code).
 HARD = ViewPolicy(
@@ -57,6 +58,11 @@ class View:
     policy: ViewPolicy
     draw: int = 0
     label: str = field(default="", compare=False)
+
+    @property
+    def stream(self) -> int:
+        """Of its random numbers, for a `Key`: every view of a recipe has its own."""
+        return Stream.VIEW + 16 * self.slot + self.draw
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ class Key(NamedTuple):
     """Names one family of random numbers; what varies inside it is the position.
 
     ``step`` may be an ``int64`` tensor on the device: of no dimension, so that a captured CUDA graph can advance it,
-    or one step per position, so that several batches are drawn at once.
+    or one step per position, so that several batches are drawn at once. ``stream`` has no default: two views that
+    share one are the same view.
     """
 
-    seed: int = 0
-    stream: int = 0
+    seed: int
+    stream: int
     epoch: int = 0
     step: int | Tensor = 0
 

@@ -106,20 +106,26 @@ def draw_sheet(columns: list[tuple[str, str, Tensor]], title: str, path: Path) -
     pyplot.close(figure)
 
 
-def show(settings: ShowSettings) -> None:
-    """Draw one batch of pairs of the data set and save the sheet."""
+def build_pairs(settings: ShowSettings) -> PairLoader:
+    """The pairs as training with these settings sees them, ``rows`` at a time."""
     s = settings
     flags = ["--data", s.data, "--recipe", s.recipe, "--preset", s.preset, "--partners", str(s.partners)]
     training, _ = resolve(flags)
     store = load_store(s.data, size=s.size or None, root=s.root or None)
-    recipe = make_recipe(training)
-    loader = PairLoader(store, recipe, s.rows, sampler=s.sampler, backend=s.backend, seed=s.seed)
+    recipe = make_recipe(training, store.size)
+    return PairLoader(store, recipe, s.rows, sampler=s.sampler, backend=s.backend, seed=s.seed)
+
+
+def show(settings: ShowSettings) -> None:
+    """Draw the contact sheet of the first pairs."""
+    s, loader = settings, build_pairs(settings)
     pair = next(iter(loader.epoch(0)))
-    title = f"{describe_data(store)}, recipe {recipe.name}: the embeddings of a side's views are summed"
+    data, recipe = describe_data(loader.store), loader.recipe
+    title = f"{data}, recipe {recipe.name}: the embeddings of a side's views are summed"
     with torch.inference_mode():
-        columns = list_columns(pair, loader.recipe, store.gather(pair.indices))
+        columns = list_columns(pair, recipe, loader.store.gather(pair.indices))
     draw_sheet(columns, title, Path(s.output))
-    print(f"{s.rows} pairs of {describe_data(store)} by recipe {recipe.name}: {s.output}")
+    print(f"{s.rows} pairs of {data} by recipe {recipe.name}: {s.output}")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines import kornia_backend
+from amimv.pipelines import BACKENDS, kornia_backend, render
 from amimv.pipelines.kornia_backend import (
     apply_affine,
     apply_blur,
@@ -36,6 +36,8 @@ from amimv.pipelines.rng import Key
 
 KEY = Key(seed=3, stream=1000, epoch=2, step=5)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+STATISTICS: dict[str, Any] = {"mean": MEAN, "std": STD}
+BOUND = replace(HARD, **STATISTICS)
 STRONG = ViewPolicy(
     size=28,
     mean=MEAN,
@@ -118,8 +120,8 @@ def test_identity_and_mirrors_are_exact() -> None:
     whole = torch.eye(2, 3)[None]
     torch.testing.assert_close(apply_affine(images, whole, 28), images, atol=1e-5, rtol=0)
     for policy, mirror in (
-        (ViewPolicy(hflip=1.0), tv.horizontal_flip),
-        (ViewPolicy(vflip=1.0), tv.vertical_flip),
+        (ViewPolicy(**STATISTICS, hflip=1.0), tv.horizontal_flip),
+        (ViewPolicy(**STATISTICS, vflip=1.0), tv.vertical_flip),
     ):
         affine = drawn(draw(policy, 1).affine)
         assert affine is not None
@@ -386,7 +388,7 @@ def test_probabilities() -> None:
 
 
 def test_flips_are_independent_and_as_often_as_asked() -> None:
-    affine = drawn(draw(ViewPolicy(hflip=0.5, vflip=0.3), MANY).affine)
+    affine = drawn(draw(ViewPolicy(**STATISTICS, hflip=0.5, vflip=0.3), MANY).affine)
     across, down = affine[:, 0, 0] < 0, affine[:, 1, 1] < 0
     assert_share(across, 0.5)
     assert_share(down, 0.3)
@@ -417,7 +419,7 @@ def test_crops_lie_in_the_image_and_have_the_area_and_ratio_asked_for() -> None:
 
 
 def test_rotation_is_uniform_in_its_range() -> None:
-    affine = drawn(draw(ViewPolicy(rotation=30.0), MANY).affine)
+    affine = drawn(draw(ViewPolicy(**STATISTICS, rotation=30.0), MANY).affine)
     degrees = torch.rad2deg(torch.atan2(affine[:, 1, 0], affine[:, 0, 0]))
     assert degrees.abs().max() <= 30.001
     assert degrees.min() < -29.9
@@ -438,7 +440,7 @@ def test_jitter_factors_are_uniform_and_never_negative(strength: float) -> None:
 def test_nothing_asked_is_nothing_drawn() -> None:
     params = draw(STRONG.normalised(), 4)
     assert (params.affine, params.colour, params.sigma, params.solarise) == (None, None, None, None)
-    assert draw(ViewPolicy(jitter_p=1.0), 4).colour is None
+    assert draw(ViewPolicy(**STATISTICS, jitter_p=1.0), 4).colour is None
     assert draw(replace(GREY, jitter_p=0.0), 4).colour is None  # grey_p does nothing to a grey image
 
 
@@ -528,12 +530,12 @@ def test_a_wrong_policy_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 5000])
-@pytest.mark.parametrize("policy", [HARD, HARD.normalised(), replace(HARD, size=8, solarise_p=0.5)])
+@pytest.mark.parametrize("policy", [BOUND, BOUND.normalised(), replace(BOUND, size=8, solarise_p=0.5)])
 def test_parts_of_a_batch_are_rendered_as_the_whole(
     chunk: int, policy: ViewPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.randint(0, 256, (11, 16, 16, 3), dtype=torch.uint8)
-    params = draw_view_params(policy, torch.arange(11), Key(3))
+    params = draw_view_params(policy, torch.arange(11), KEY)
     monkeypatch.setattr(kornia_backend, "CHUNK", 10**9)
     whole = render_kornia(images, params)
     seen = []
@@ -547,11 +549,36 @@ def test_parts_of_a_batch_are_rendered_as_the_whole(
 
 
 def test_parameters_are_split_like_tensors() -> None:
-    params = draw_view_params(replace(HARD, solarise_p=0.5), torch.arange(9), Key(1))
+    params = draw_view_params(replace(BOUND, solarise_p=0.5), torch.arange(9), KEY)
     parts = params.split([2, 4, 3])
     assert [len(part.colour) for part in parts if part.colour is not None] == [2, 4, 3]
     for name in ("affine", "colour", "sigma", "solarise"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(params, name))
     assert all((part.size, part.mean, part.std) == (params.size, params.mean, params.std) for part in parts)
-    nothing = draw_view_params(HARD.normalised(), torch.arange(9), Key(1))
+    nothing = draw_view_params(BOUND.normalised(), torch.arange(9), KEY)
     assert nothing.split([2, 7]) == [nothing, nothing]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", [BOUND, BOUND.normalised()])
+def test_floats_are_rendered_as_the_bytes_they_stand_for(backend: str, policy: ViewPolicy) -> None:
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali.experimental.dynamic", reason="nvidia.dali is not installed")
+    images, params = random_images(6, 28), draw(policy, 6)
+    floats = images.float() / 255
+    kept = floats.clone()
+    torch.testing.assert_close(render(floats, params, backend), render(images, params, backend), rtol=0, atol=1e-3)
+    assert torch.equal(floats, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool])
+def test_images_of_another_type_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=rf"images are {dtype}, expected uint8, or float with values in \[0, 1\]$"):
+        render(random_images(2, 8).to(dtype), draw(BOUND, 2))
+
+
+@pytest.mark.parametrize("policy", [HARD, HARD.normalised(), ViewPolicy(hflip=0.5)])
+def test_nothing_is_drawn_by_a_policy_that_does_not_know_its_data(policy: ViewPolicy) -> None:
+    """Contrast would pivot on some grey, and the view be normalised by some mean."""
+    with pytest.raises(InputError, match=r"no mean and std: .*with_statistics\(store.mean, store.std\)$"):
+        draw(policy, 4)

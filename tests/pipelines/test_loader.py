@@ -221,6 +221,29 @@ def test_a_resumed_loader_goes_on_with_its_clusters() -> None:
     assert_equal(list(resumed.epoch(after["epoch"], after["step"])), whole[2:])
 
 
+def test_each_pass_is_the_next_epoch() -> None:
+    loader = build_loader(micro_batches=2)
+    assert len(loader) == 8
+    for epoch in range(3):
+        assert_equal(list(loader), list(build_loader(micro_batches=2).epoch(epoch)))
+    next(iter(loader))  # a pass that is left early is over, too
+    assert_equal(list(loader), list(build_loader(micro_batches=2).epoch(4)))
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 3), (2, 1), (2, 4)])
+def test_a_loaded_state_is_gone_on_from(epoch: int, step: int) -> None:
+    first = build_loader(sampler="class-balanced")
+    running = first.epoch(epoch)
+    for _ in range(step):
+        next(running)
+    resumed = build_loader(sampler="class-balanced")
+    resumed.load_state_dict({"epoch": epoch, "step": step, "clusters": None} if not step else first.state_dict())
+    whole = build_loader(sampler="class-balanced")
+    if step < len(whole):
+        assert_equal(list(resumed), list(whole.epoch(epoch))[step:])
+    assert_equal(list(resumed), list(whole.epoch(epoch + 1)))
+
+
 def test_a_state_without_clusters() -> None:
     loader = PairLoader(build_store(), get_recipe("mimv"), 12, "cluster-balanced")
     resumed = PairLoader(build_store(), get_recipe("mimv"), 12, "cluster-balanced")

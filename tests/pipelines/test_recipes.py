@@ -158,3 +158,11 @@ def test_settings_that_do_not_fit() -> None:
         get_recipe("mimv", partners=0)
     with pytest.raises(InputError, match="online strength is 'firm', expected 'hard' or 'soft'"):
         get_recipe("amimv", online="firm")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_distinct_views_have_streams_of_their_own(name: str) -> None:
+    for partners in (1,) if name in ("two-view", "multi-crop") else (1, 3):
+        views = get_recipe(name, partners=partners).views
+        drawn = [view.stream for view in views if view.policy != view.policy.normalised()]
+        assert len(set(drawn)) == len(drawn)

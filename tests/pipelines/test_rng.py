@@ -106,7 +106,7 @@ def test_uniforms_stay_below_one_for_every_bit_pattern(monkeypatch: pytest.Monke
     extremes = torch.tensor([[-1], [0], [2**63 - 1], [-(2**63)]])
     monkeypatch.setattr(rng, "hashes", lambda key, positions, n: extremes)
     for draw, bits in ((uniforms, 24), (uniforms64, 53)):
-        u = draw(Key(), torch.arange(4), 1)[:, 0]
+        u = draw(Key(0, 0), torch.arange(4), 1)[:, 0]
         assert u.tolist() == [1 - 2.0**-bits, 0, 0.5 - 2.0**-bits, 0.5]
 
 
@@ -170,23 +170,23 @@ def test_a_slice_of_positions_gives_the_slice_of_the_whole() -> None:
 
 def test_there_is_no_state() -> None:
     before = torch.random.get_rng_state()
-    first = hashes(Key(1), torch.arange(9), 2)
+    first = hashes(Key(1, 0), torch.arange(9), 2)
     torch.rand(3)
     torch.random.set_rng_state(before)
-    assert torch.equal(hashes(Key(1), torch.arange(9), 2), first)
+    assert torch.equal(hashes(Key(1, 0), torch.arange(9), 2), first)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_permutation_is_one_and_differs() -> None:
     for n in (0, 1, 2, 257):
-        assert permutation(Key(epoch=1), n).sort().values.tolist() == list(range(n))
+        assert permutation(Key(0, 0, epoch=1), n).sort().values.tolist() == list(range(n))
     drawn = {tuple(permutation(Key(s, t, e), 50).tolist()) for s, t, e in product(range(3), repeat=3)}
     assert len(drawn) == 27
 
 
 def test_every_permutation_is_as_likely() -> None:
     index = {order: i for i, order in enumerate(permutations(range(4)))}
-    drawn = [index[tuple(permutation(Key(epoch=epoch), 4).tolist())] for epoch in range(6000)]
+    drawn = [index[tuple(permutation(Key(0, 0, epoch=epoch), 4).tolist())] for epoch in range(6000)]
     assert_uniform(torch.tensor(drawn), 24)
 
 
@@ -202,10 +202,10 @@ def test_integers_are_in_range_and_unbiased(bound: int) -> None:
 
 def test_integers_take_a_bound_per_position() -> None:
     bounds = torch.arange(1, 1001)
-    drawn = integers(Key(), torch.arange(1000), 4, bounds[:, None])
+    drawn = integers(Key(0, 0), torch.arange(1000), 4, bounds[:, None])
     assert (drawn >= 0).all()
     assert (drawn < bounds[:, None]).all()
-    expected = torch.cat([integers(Key(), torch.tensor([i]), 4, i + 1) for i in range(1000)])
+    expected = torch.cat([integers(Key(0, 0), torch.tensor([i]), 4, i + 1) for i in range(1000)])
     assert torch.equal(drawn, expected)
 
 
@@ -219,3 +219,10 @@ def test_the_same_bits_on_cuda() -> None:
     for draw in (hashes, uniforms, uniforms64):
         assert torch.equal(draw(on_cuda, positions.cuda(), 4).cpu(), draw(key, positions, 4))
     assert torch.equal(permutation(key, 10_000, "cuda").cpu(), permutation(key, 10_000))
+
+
+@pytest.mark.parametrize("missing", [(), (1,)])
+def test_a_key_names_its_stream(missing: tuple[int, ...]) -> None:
+    """Two views that share one by default would be the same view."""
+    with pytest.raises(TypeError, match="stream"):
+        Key(*missing)

@@ -9,7 +9,9 @@ import torch
 from amimv import InputError
 from amimv.pipelines import HARD, PairLoader, get_recipe, load_store
 from amimv.pipelines.stores import ImageStore
-from amimv.tools.show_views import ShowSettings, list_columns, show, to_pixels
+from amimv.tools.show_views import ShowSettings, build_pairs, list_columns, show, to_pixels
+from amimv.trainers.pretrain import make_recipe
+from amimv.trainers.settings import resolve
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,14 @@ def test_local_crops_have_sides_of_their_own(store: ImageStore) -> None:
     assert [group for group, _, _ in columns][-2:] == ["local side 1", "local side 2"]
     assert columns[-1][1] == "L2(x)\nsmall crop"
     assert columns[-1][2].shape == (5, 12, 12, 3)
+
+
+@pytest.mark.parametrize("size", [28, 56])
+def test_local_crops_are_those_of_the_training(size: int) -> None:
+    pairs = build_pairs(ShowSettings(recipe="multi-crop", size=size, rows=2))
+    training, _ = resolve(["--method", "dino", "--recipe", "multi-crop"])
+    assert pairs.recipe.sides[-1][0].policy.size == make_recipe(training, size).sides[-1][0].policy.size
+    assert next(iter(pairs)).sides[-1][0].shape[2] == size * 3 // 7
 
 
 def drawn(path: Path) -> tuple[int, int]:
