@@ -32,6 +32,11 @@ def _signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
+def library_seed(seed: int, epoch: int = 0) -> int:
+    """A seed in ``[0, 2**32)``, as NumPy and scikit-learn take them: ``seed + epoch`` where that fits."""
+    return (seed + epoch) % 2**32
+
+
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)

@@ -120,7 +120,7 @@ def main_table(rows: pd.DataFrame, runs: Mapping[str, Run], probe: str) -> Table
         cells += [spread(pick(own, probe)[metric]) for metric in SHORT]
         cells += [*(spread(pick(own, p)["val_balanced_accuracy"]) for p in PROBES), Cell(str(seeds), seeds)]
         behind = own.drop_duplicates("anchor").sort_values("seed")
-        links = tuple((f"{seed:.0f}", anchor) for seed, anchor in zip(behind["seed"], behind["anchor"], strict=True))
+        links = tuple((str(int(seed)), anchor) for seed, anchor in zip(behind["seed"], behind["anchor"], strict=True))
         made.append(Row(name, bool(own["baseline"].iloc[0]), tuple(cells), links))
     # The majority class stands in every column; so a column is kept for the others.
     others = [row for row in made if row.name != NAMES["majority"]] or made

@@ -44,6 +44,7 @@ from amimv.pipelines import (
     realised_ratio,
     save_indices,
 )
+from amimv.pipelines.rng import library_seed
 from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
 from amimv.trainers.data import backbone_spec, describe_data, load_split, load_training_subset
 from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extract_features
@@ -329,7 +330,8 @@ def refresh_clusters(run: Training, epoch: int) -> None:
     if run.accelerator.is_main_process:
         features = extract_features(run.method.online.backbone, run.store, run.spec)
         rows = nn.functional.normalize(features, dim=1).cpu().numpy()
-        kmeans = MiniBatchKMeans(min(s.clusters, len(run.store)), random_state=s.seed + epoch, n_init=1)
+        random_state = library_seed(s.seed, epoch)
+        kmeans = MiniBatchKMeans(min(s.clusters, len(run.store)), random_state=random_state, n_init=1)
         assignments = torch.from_numpy(kmeans.fit_predict(rows)).to(assignments)
     if run.accelerator.num_processes > 1:
         dist.broadcast(assignments, src=0)

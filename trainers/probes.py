@@ -149,7 +149,9 @@ def linear_probe(
     (multi-label: binary cross-entropies, summed over the labels). Every class has the same total weight
     (``w_i = N / (K * count of i's class)``, K classes present; multi-label: with and without each label),
     because the score that leads the tables is balanced accuracy. scikit-learn's
-    ``LogisticRegression(class_weight="balanced", C=1 / (N * penalty))`` has the same optimum.
+    ``LogisticRegression(class_weight="balanced", C=1 / (N * penalty))`` has the same optimum for three or more
+    classes, and for each label of a multi-label set. For two classes it is ``C=2 / (N * penalty)``: each has weights
+    of its own here, which share the difference that scikit-learn fits.
 
     Fitted by L-BFGS from the strongest penalty to the weakest, each starting where the last ended. The one
     with the best `balanced_accuracy` on validation data is taken; among equals the strongest. A feature that

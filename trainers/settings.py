@@ -6,6 +6,7 @@ the command line. Every resolved value remembers its layer.
 
 import difflib
 import math
+import reprlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, make_dataclass, replace
@@ -48,6 +49,8 @@ SHARES = (
     *("freeze_prototypes", "queue_start", "teacher_temperature_warmup", "pruned", "prune_every"),
     *("weight_decay", "beta"),
 )
+#: Any 64-bit integer: what PyTorch takes as a seed, and what tells one seed from another in `amimv.pipelines.rng`.
+SEEDS = ("seed", "data_seed")
 NOT_NEGATIVE = ("redundancy", "invariance", "variance", "covariance", "periods")
 
 
@@ -57,7 +60,7 @@ class PretrainSettings:
     """phantom, a 2-D MedMNIST name (retinamnist, ...), the path of an .npz in MedMNIST's layout, or folder:PATH with a
     folder of images per class in PATH/train, PATH/val and PATH/test"""
     data_seed: int = 0
-    """of phantom, of the long-tailed subset and of the label fractions"""
+    """of phantom, of the long-tailed subset and of the label fractions: any 64-bit integer"""
     size: int = 0
     """of the images, in pixels: 28, 64, 128 or 224; 0: 28, or what an .npz has"""
     channels: int = 0
@@ -174,7 +177,7 @@ class PretrainSettings:
     """of each process on the CPU; 0: what OMP_NUM_THREADS says, else all cores, and all cores for the one process of
     accelerate launch, which says 1 to whatever it starts"""
     seed: int = 0
-    """of the weights and of everything drawn in training"""
+    """of the weights and of everything drawn in training: any 64-bit integer"""
 
     log_every: int = 10
     """steps between two reads of the loss (every step's value is logged)"""
@@ -275,10 +278,9 @@ def _coerce(name: str, value: Any, kind: Any, source: str) -> Any:
             return value
         if kind is str and not isinstance(value, str):
             raise ValueError
-        converted = kind(value)
-        if kind is int and converted != float(value):
+        if kind is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
-        return converted
+        return kind(value)
     except (OverflowError, TypeError, ValueError) as error:
         expected = getattr(kind, "__name__", str(kind))
         raise InputError(f"{source}: {name} is {value!r}, expected {expected}") from error
@@ -472,9 +474,14 @@ def _check_number(name: str, value: Any, default: Any) -> None:
     """Raise an `InputError` for a number that is out of the range that its name stands for, or not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    least = LEAST.get(name, 1 if default and name in WIDTHS else 0)
-    if isinstance(value, int) and value < least and name not in ("seed", "data_seed"):
-        raise InputError(f"{name} is {value}, expected at least {least}")
+    if isinstance(value, int):
+        least, most = LEAST.get(name, 1 if default and name in WIDTHS else 0), 2**31 - 1
+        if name in SEEDS:
+            least, most = -(2**63), 2**63 - 1
+        if value < least:
+            raise InputError(f"{name} is {value}, expected at least {least}")
+        if value > most:
+            raise InputError(f"{name} is {reprlib.repr(value)}, expected at most {most}")
     if (name.endswith("temperature") or name in POSITIVE) and not 0 < value < math.inf:
         raise InputError(f"{name} is {value}, expected more than 0")
     if (name.endswith("momentum") or name in SHARES) and not 0 <= value <= 1:

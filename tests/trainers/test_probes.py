@@ -123,9 +123,12 @@ def test_knn_probe_with_a_small_bank() -> None:
 # Linear classifier
 
 
-def sklearn_fit(x: Tensor, y: Tensor, penalty: float) -> tuple[LogisticRegression, np.ndarray, np.ndarray]:
+def sklearn_fit(
+    x: Tensor, y: Tensor, penalty: float, shared: float = 1.0
+) -> tuple[LogisticRegression, np.ndarray, np.ndarray]:
+    """``C`` is ``shared / (N * penalty)``."""
     mean, std = x.double().mean(0).numpy(), x.double().std(0, correction=0).numpy()
-    model = LogisticRegression(C=1 / (len(x) * penalty), class_weight="balanced", tol=1e-8, max_iter=20_000)
+    model = LogisticRegression(C=shared / (len(x) * penalty), class_weight="balanced", tol=1e-8, max_iter=20_000)
     return model.fit((x.double().numpy() - mean) / std, y.numpy()), mean, std
 
 
@@ -154,6 +157,21 @@ def test_linear_probe_reaches_sklearns_optimum(n: int, d: int, penalty: float) -
     agreement = (got[n:].argmax(1).numpy() == want[n:].argmax(1)).mean()
     assert agreement >= 0.99
     assert np.abs(got.numpy() - want).mean() < 5e-3
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.1, 1e-3])
+@pytest.mark.parametrize(("classes", "shared"), [(2, 2.0), (3, 1.0), (5, 1.0)])
+def test_the_equivalent_of_sklearns_c_is_as_documented(classes: int, shared: float, penalty: float) -> None:
+    """For two classes 2 / (N * penalty), for more 1 / (N * penalty); the other one is told apart."""
+    x, y = draw_set(400, 15, classes, seed=14, spread=3.0)
+    got, _ = linear_probe(x, y, x, y, x, classes, penalties=[penalty])
+
+    def away(factor: float) -> float:
+        reference, mean, std = sklearn_fit(x, y, penalty, factor)
+        return float(np.abs(got.numpy() - reference.predict_proba((x.double().numpy() - mean) / std)).mean())
+
+    assert away(shared) < 2e-3
+    assert away(shared) < away(3 - shared) / 3
 
 
 def fitted_objective(x: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
