@@ -9,11 +9,10 @@ is decoded.
 import difflib
 import hashlib
 import logging
-import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,15 +25,21 @@ from torch import Tensor
 
 from amimv import InputError
 from amimv.pipelines.folders import SPLITS, EncodedImages, list_folder
+from amimv.pipelines.labels import (
+    MULTI_LABEL,
+    check_range,
+    check_task,
+    check_task_name,
+    infer_task,
+    missing_classes,
+    settle_labels,
+)
+from amimv.pipelines.pixels import PixelSummary, chunk_length, pixel_remark, summarise
 
 #: What the name of a data set begins with that is a folder of images.
 FOLDER = "folder:"
 #: MedMNIST's sizes, in pixels.
 SIZES = (28, 64, 128, 224)
-#: The task of ChestMNIST in MedMNIST's words; every other task has one label per image.
-MULTI_LABEL = "multi-label, binary-class"
-#: MedMNIST's tasks, in the words its evaluator takes.
-TASKS = ("multi-class", "binary-class", "ordinal-regression", MULTI_LABEL)
 #: Share of the device's free memory that a store may take; the rest is for networks and batches.
 RESIDENT_SHARE = 0.6
 #: Images, evenly spaced, of which a folder's mean and std are taken.
@@ -112,9 +117,9 @@ class ImageStore:
         else:
             images = self.images.index_select(0, indices.to(self.images.device))
             images = _placed(images, self.device, self.resident)
-        mean, std = _statistics_of(images)
+        found = _summary_of(images)
         labels = self.labels[indices.to(self.labels.device)]
-        return replace(self, images=images, labels=labels, mean=mean, std=std)
+        return replace(self, images=images, labels=labels, mean=found.mean, std=found.std)
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images ``indices``: ``(...)`` ``int64`` to ``(..., H, W, C)`` ``uint8`` on ``device``.
@@ -178,50 +183,14 @@ def _copied_aside(batch: Tensor, device: torch.device) -> Tensor:
     return moved
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (of the population) per channel, in units of [0, 1].
-
-    Args:
-        images: ``(N, H, W, C)`` ``uint8``, N at least 1, on any device.
-
-    Returns:
-        Mean and std, C numbers each: the sums are exact integers, the last steps ``float64``. std is at least
-            1/255.
-    """
-    return _statistics(images.split(_chunk(images.shape)), images.shape[3], images.device)
-
-
-def _chunk(shape: tuple[int, ...]) -> int:
-    """Images at a time, which bounds the memory that statistics take."""
-    return max(1, 2**22 // math.prod(shape[1:]))
-
-
-def _statistics_of(images: Tensor | EncodedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """`channel_statistics`; of encoded images, of an evenly spaced sample of at most ``SAMPLE``."""
+def _summary_of(images: Tensor | EncodedImages) -> PixelSummary:
+    """Of all images; of encoded ones, of an evenly spaced sample of at most ``SAMPLE``."""
+    length = chunk_length(images.shape)
     if isinstance(images, Tensor):
-        return channel_statistics(images)
+        return summarise(images.split(length), images.shape[3], images.device)
     n = images.shape[0]
     sample = torch.arange(min(n, SAMPLE)) * n // min(n, SAMPLE)
-    parts = images.stream(sample.split(_chunk(images.shape)))
-    return _statistics(parts, images.channels, images.device)
-
-
-def _statistics(
-    parts: Iterable[Tensor], channels: int, device: torch.device
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    total = torch.zeros(channels, dtype=torch.int64, device=device)
-    square = torch.zeros_like(total)
-    n = 0
-    for part in parts:
-        n += math.prod(part.shape[:3])
-        for c, values in enumerate(part.unbind(3)):
-            values = values.to(torch.int32)
-            total[c] += values.sum()
-            square[c] += values.square_().sum()
-    pairs = list(zip(total.tolist(), square.tolist(), strict=True))
-    mean = tuple(s / (255 * n) for s, _ in pairs)
-    std = tuple(max(math.sqrt(n * q - s * s) / (255 * n), 1 / 255) for s, q in pairs)
-    return mean, std
+    return summarise(images.stream(sample.split(length)), images.channels, images.device)
 
 
 def medmnist_names() -> tuple[str, ...]:
@@ -277,7 +246,8 @@ def load_store(
         channels: 3 repeats grey three times; by default what the data has, and 3 for a folder (1 makes it grey).
         seed: which phantom.
         task: one of ``TASKS``; by default MedMNIST's, or for own data "binary-class" (two classes),
-            "multi-class" or "multi-label, binary-class" (multi-hot labels).
+            "multi-class" or "multi-label, binary-class" (multi-hot labels). Labels of which every row has exactly
+            one 1 are classes, unless the task is "multi-label, binary-class".
         resident: whether the images lie on the device; by default they do if they fit into ``RESIDENT_SHARE``
             of its free memory, else they stay in pinned host memory and the log says so. A folder's never do.
 
@@ -289,22 +259,36 @@ def load_store(
         raise InputError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
     if channels not in (None, 1, 3):
         raise InputError(f"channels is {channels}, expected 1, 3 or None (what the data has)")
+    if task:
+        check_task_name(task)
     title = str(name)
     if title == "phantom":
         parts = _phantom_parts(split, seed, 28 if size is None else size, device)
     elif title in medmnist_names():
         parts = _medmnist_parts(title, split, 28 if size is None else size, root)
     elif title.endswith(".npz"):
-        parts, title = _own_parts(_own_file(title, root), split, size), Path(name).stem
+        parts, title = _own_parts(_own_file(title, root), split, size, task), Path(name).stem
     elif title.startswith(FOLDER):
         parts, title = _folder_parts(title.removeprefix(FOLDER), split, size, channels, device)
     else:
         raise InputError(_unknown_name(title))
-    task = _checked_task(task or parts.task, parts, title)
+    task = task or parts.task
+    check_task(task, parts.labels.ndim == 2, len(parts.class_names), title)
     images, resident = _settled(parts.images, channels, device, resident, title)
-    mean, std = _statistics_of(images)
+    found = _summary_of(images)
     labels = parts.labels.to(device)
-    return ImageStore(images, labels, title, split, parts.class_names, task, device, mean, std, resident)
+    store = ImageStore(images, labels, title, split, parts.class_names, task, device, found.mean, found.std, resident)
+    _remark(store, found)
+    return store
+
+
+def _remark(store: ImageStore, found: PixelSummary) -> None:
+    """Say in the log what looks like a mistake in the images or labels of a split."""
+    if remark := pixel_remark(found):
+        _log.warning("%s, %s: %s", store.name, store.split, remark)
+    if missing := missing_classes(store.class_counts(), store.class_names):
+        kind = "label" if store.multi_label else "class"
+        _log.warning("%s, %s: no image of %s %s", store.name, store.split, kind, missing)
 
 
 def _checked_device(device: torch.device | str) -> torch.device:
@@ -329,17 +313,6 @@ def _unknown_name(name: str) -> str:
         f"unknown data set {name!r}{near}: expected {', '.join(known)}, "
         f"the path of an .npz file in MedMNIST's layout, or {FOLDER}PATH with images in PATH/train/CLASS"
     )
-
-
-def _checked_task(task: str, parts: _Parts, title: str) -> str:
-    if task not in TASKS:
-        raise InputError(f"unknown task {task!r}{_near(task, TASKS)}, expected one of: {'; '.join(TASKS)}")
-    if (task == MULTI_LABEL) != (parts.labels.ndim == 2):
-        kind = "multi-hot" if parts.labels.ndim == 2 else "one class per image"
-        raise InputError(f"task {task!r} does not fit the labels of {title}, which are {kind}")
-    if task == "binary-class" and len(parts.class_names) != 2:
-        raise InputError(f"task 'binary-class' needs 2 classes, {title} has {len(parts.class_names)}")
-    return task
 
 
 def _settled(
@@ -407,7 +380,7 @@ def _medmnist_parts(name: str, split: str, size: int, root: str | Path | None) -
     names = tuple(info["label"][str(c)] for c in range(len(info["label"])))
     with _opened(path) as npz:
         labels = _read_labels(npz, split, path)
-        _check_range(labels, len(names), path, split)
+        check_range(labels, len(names), path, split)
         images = _read_images(npz, split, path, len(labels))
     return _Parts(_tensor(images), _tensor(labels), names, info["task"])
 
@@ -469,7 +442,7 @@ def _folder_parts(
     folder = Path(path).expanduser()
     found = list_folder(folder, split)
     images = EncodedImages(found.paths, size, channels or 3, device)
-    task = "binary-class" if len(found.class_names) == 2 else "multi-class"
+    task = infer_task(False, len(found.class_names))
     return _Parts(images, torch.tensor(found.labels), found.class_names, task), folder.resolve().name
 
 
@@ -480,45 +453,27 @@ def _own_file(name: str, root: str | Path | None) -> Path:
     return beside if beside.is_file() and not path.exists() else path
 
 
-def _own_parts(path: Path, split: str, size: int | None) -> _Parts:
+def _own_parts(path: Path, split: str, size: int | None, task: str | None) -> _Parts:
     """An own file; its classes are those of all its splits together."""
     if not path.is_file():
         raise InputError(f"there is no file {path}: expected an .npz in MedMNIST's layout")
     with _opened(path) as npz:
         present = [s for s in SPLITS if s == split or f"{s}_labels" in npz.files]
         every = {s: _read_labels(npz, s, path) for s in present}
-        n_classes = _count_classes(every, path)
-        labels = every[split]
+        settled, n_classes = settle_labels(every, path, task)
+        labels = settled[split]
         images = _read_images(npz, split, path, len(labels))
     if size not in (None, images.shape[1]):
         raise InputError(f"{path} holds images of {images.shape[1]} pixels, not of {size}: set size accordingly")
-    inferred = MULTI_LABEL if labels.ndim == 2 else "binary-class" if n_classes == 2 else "multi-class"
+    if labels.ndim < every[split].ndim and split == present[0]:
+        _log.warning(
+            "%s: every row of labels has one 1: they are read as %d classes (task '%s' keeps them multi-hot)",
+            path,
+            n_classes,
+            MULTI_LABEL,
+        )
+    inferred = infer_task(labels.ndim == 2, n_classes)
     return _Parts(_tensor(images), _tensor(labels), tuple(map(str, range(n_classes))), inferred)
-
-
-def _count_classes(every: dict[str, np.ndarray], path: Path) -> int:
-    """Classes (or labels) of a file from the labels of all its splits."""
-    if len({labels.shape[1:] for labels in every.values()}) > 1:
-        shapes = ", ".join(f"{s}_labels {labels.shape}" for s, labels in every.items())
-        raise InputError(f"{path}: the splits' labels differ in shape ({shapes}), expected the same number of columns")
-    width = next(iter(every.values())).shape[1:]
-    if width:
-        for split, labels in every.items():
-            _check_range(labels, width[0], path, split)
-        return width[0]
-    values = np.unique(np.concatenate(list(every.values())))
-    if not np.array_equal(values, np.arange(len(values))):
-        shown = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
-        raise InputError(f"{path}: labels out of range: expected classes 0..C-1 without a gap, found {shown}")
-    return len(values)
-
-
-def _check_range(labels: np.ndarray, n_classes: int, path: Path, split: str) -> None:
-    """Single labels lie in 0..n_classes-1; multi-hot ones are ``n_classes`` columns of 0 and 1."""
-    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    top = n_classes - 1 if labels.ndim == 1 else 1
-    if low < 0 or high > top:
-        raise InputError(f"{path}: {split}_labels out of range: expected 0..{top}, found {low}..{high}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from amimv.models.backbones import BackboneSpec
-from amimv.pipelines import ImageStore, load_indices, load_store, long_tail
+from amimv.pipelines import ImageStore, load_indices, load_store, long_tail, realised_ratio
 from amimv.trainers.settings import PretrainSettings
 
 
@@ -28,6 +28,7 @@ def load_split(settings: PretrainSettings, split: str, device: torch.device | st
         device=device,
         channels=s.channels or None,
         seed=s.data_seed,
+        task=s.task or None,
     )
 
 
@@ -58,3 +59,12 @@ def backbone_spec(settings: PretrainSettings, store: ImageStore) -> BackboneSpec
 def describe_data(store: ImageStore) -> str:
     """The data set for titles; a synthetic one says so."""
     return f"{store.name} (synthetic)" if store.name == "phantom" else store.name
+
+
+def describe_images(store: ImageStore) -> str:
+    """The training images and their task, as the start log has them."""
+    counts = store.class_counts()
+    return (
+        f"{describe_data(store)}: {len(store)} training images, task {store.task}, per class {counts}, "
+        f"realised imbalance ratio {realised_ratio(counts):.1f}"
+    )

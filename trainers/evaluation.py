@@ -327,7 +327,7 @@ def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> fl
         np.savez_compressed(file, **arrays)
     partial.replace(folder / "predictions.npz")
     write_results(rows, folder / "results.csv")  # the last to be written: it says that the run is done
-    print_table(rows, f"{describe_run(settings, splits.train)}, test split, %")
+    print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
     return time.perf_counter() - started
 
 

@@ -46,7 +46,7 @@ from amimv.pipelines import (
 )
 from amimv.pipelines.rng import library_seed
 from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
-from amimv.trainers.data import backbone_spec, describe_data, load_split, load_training_subset
+from amimv.trainers.data import backbone_spec, describe_images, load_split, load_training_subset
 from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extract_features
 from amimv.trainers.probes import balanced_accuracy, knn_probe
 from amimv.trainers.run_folder import describe_environment, draw_curves, open_run, run_path, write_json
@@ -464,6 +464,7 @@ def judge_baselines(settings: PretrainSettings, folder: Path, device: torch.devi
     """The evaluation without a pre-training: raw pixels, random initialisation, supervised from scratch."""
     subset = load_training_subset(settings, device)
     save_indices(folder / "train_indices.npy", subset.indices)
+    logger.info(describe_images(subset.store))
     splits = Splits(subset.store, load_split(settings, "val", device), load_split(settings, "test", device))
     extra = {"device": str(device), **describe_start(subset.store)}
     write_json(folder / "environment.json", describe_environment(extra))
@@ -473,15 +474,8 @@ def judge_baselines(settings: PretrainSettings, folder: Path, device: torch.devi
 
 def log_start(run: Training) -> None:
     """What the run is, on the console and in ``environment.json``."""
-    s, counts, accelerator = run.settings, run.store.class_counts(), run.accelerator
-    ratio = realised_ratio(counts)
-    logger.info(
-        "%s: %d training images, per class %s, realised imbalance ratio %.1f",
-        describe_data(run.store),
-        len(run.store),
-        counts,
-        ratio,
-    )
+    s, accelerator = run.settings, run.accelerator
+    logger.info(describe_images(run.store))
     logger.info(
         "%s on %s, %s, %d steps of %d pairs, %d process(es) on %s, %s",
         s.method,
@@ -505,10 +499,11 @@ def log_start(run: Training) -> None:
 
 
 def describe_start(store: ImageStore) -> dict[str, Any]:
-    """The command and the training images."""
+    """The command, the task and the training images."""
     counts = store.class_counts()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "task": store.task,
         "training_images": len(store),
         "training_counts": counts,
         "realised_ratio": realised_ratio(counts) if min(counts) else None,

@@ -21,6 +21,7 @@ import yaml
 from amimv import InputError, check_choice
 from amimv.models.methods import METHODS
 from amimv.pipelines import BACKENDS, PROFILES, SAMPLERS, ViewPolicy
+from amimv.pipelines.labels import check_task_name
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.pipelines.recipes import HARD, RECIPES
 
@@ -65,6 +66,9 @@ class PretrainSettings:
     """of the images, in pixels: 28, 64, 128 or 224; 0: 28, or what an .npz has"""
     channels: int = 0
     """3 turns grey images into RGB; 0: as stored"""
+    task: str = ""
+    """what the labels are: multi-class, binary-class, ordinal-regression or 'multi-label, binary-class'; empty: as
+    MedMNIST says, or inferred"""
     root: str = ""
     """folder of MedMNIST's files; empty: $AMIMV_DATA, else medmnist's own"""
     rho: float = 1.0
@@ -454,6 +458,8 @@ def check(settings: PretrainSettings) -> None:
     if not s.data.startswith("folder:"):  # which scales to any size
         check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
     check_choice("number of channels", str(s.channels), ("0", "1", "3"))
+    if s.task:
+        check_task_name(s.task)
     if not s.epochs and not s.steps:
         raise InputError("no length of training: give --epochs or --steps")
     if not all(0 < fraction <= 1 for fraction in s.label_fractions) or not s.label_fractions:

@@ -42,11 +42,22 @@ LISTS = ("label_fractions", "supervised_lr")
 #: Settings that the study itself decides about.
 OWN = ("output", "name", "config", "resume", "baselines", "indices", "evaluate")
 #: What decides which published split is read.
-OF_SPLIT = ("data", "size", "channels", "root", "data_seed")
+OF_SPLIT = ("data", "size", "channels", "task", "root", "data_seed")
 #: What a cell without pre-training depends on; everything else is left at its default there.
 OF_BASELINES = (
-    *("data", "data_seed", "size", "channels", "root", "rho", "profile", "total", "backbone", "batch_size", "preset"),
-    *("view_size", "crop_min", "crop_max", "hflip", "vflip", "rotation", "brightness", "contrast", "saturation"),
+    *("data", "data_seed", "size", "channels", "task", "root", "rho", "profile", "total", "backbone", "batch_size"),
+    *(
+        "preset",
+        "view_size",
+        "crop_min",
+        "crop_max",
+        "hflip",
+        "vflip",
+        "rotation",
+        "brightness",
+        "contrast",
+        "saturation",
+    ),
     *("hue", "jitter_p", "grey_p", "blur_p", "solarise_p", "seed"),
     *("label_fractions", "supervised_steps", "supervised_lr"),
 )

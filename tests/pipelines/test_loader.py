@@ -15,12 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from amimv import InputError
 from amimv.pipelines import kornia_backend
 from amimv.pipelines import loader as loader_module
+from amimv.pipelines.labels import MULTI_LABEL
 from amimv.pipelines.loader import PairBatch, PairLoader, render
 from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
+from amimv.pipelines.pixels import channel_statistics
 from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
 from amimv.pipelines.rng import Key, Stream
 from amimv.pipelines.samplers import SAMPLERS
-from amimv.pipelines.stores import MULTI_LABEL, ImageStore, channel_statistics
+from amimv.pipelines.stores import ImageStore
 from amimv.tools.measure import held_memory
 
 SIZE = 16

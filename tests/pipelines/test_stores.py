@@ -14,7 +14,8 @@ import torch
 
 from amimv import InputError
 from amimv.pipelines.longtail import long_tail
-from amimv.pipelines.stores import ImageStore, channel_statistics, load_store, medmnist_names
+from amimv.pipelines.pixels import channel_statistics
+from amimv.pipelines.stores import ImageStore, load_store, medmnist_names
 
 REAL = Path(os.environ.get("AMIMV_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "medmnist")
 

@@ -17,7 +17,7 @@ from amimv import InputError
 from amimv.pipelines import HARD, ImageStore, Key, ViewPolicy, draw_view_params, render
 from amimv.pipelines.params import blur_window
 from amimv.pipelines.phantom import generate_phantom
-from amimv.pipelines.stores import channel_statistics
+from amimv.pipelines.pixels import channel_statistics
 from amimv.tools import rivals
 from amimv.tools.rivals import RIVALS, Rival, Views, dali_pil_views, kornia_views, lightly_views
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone, save_backbone
 from amimv.pipelines import ImageStore, load_store
+from amimv.pipelines.labels import MULTI_LABEL
 from amimv.pipelines.phantom import CLASS_NAMES, generate_phantom
+from amimv.pipelines.pixels import channel_statistics
 from amimv.pipelines.recipes import ALIASES
-from amimv.pipelines.stores import MULTI_LABEL, channel_statistics
 from amimv.trainers import evaluate as command
 from amimv.trainers import evaluation
 from amimv.trainers.data import backbone_spec, load_split
