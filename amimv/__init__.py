@@ -1,8 +1,10 @@
 """Pair pipelines on the device, and the self-supervised training they feed, for long-tailed medical images."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 __version__ = "0.1.0"
 
@@ -18,9 +20,25 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Raise an `InputError` that lists the near misses unless ``value`` is one of ``choices``."""
     known = tuple(choices)
     if value not in known:
-        near = difflib.get_close_matches(value, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown {what} '{value}': {hint}choose from {', '.join(known)}")
+        hint = f"{near} " if (near := did_you_mean(value, known, cutoff=0.4)) else ""
+        listed = ", ".join(known) if len(known) <= 20 else f"{len(known)}, such as {', '.join(known[:3])}"
+        raise InputError(f"unknown {what} '{_shortened(value)}': {hint}choose from {listed}")
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The question with the up to three nearest of the known words; empty where none is as near as ``cutoff``."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(by_lower[one] for one in near)}?" if near else ""
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that the user gave: ``~`` is the home folder, also where no shell has read it."""
+    return Path(os.path.expanduser(text))
 
 
 def run_command(command: Callable[[], object]) -> None:

@@ -1,6 +1,5 @@
 """Backbones: any timm model by name, with a stem that suits the image size, and a small default for CPUs."""
 
-import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from amimv import InputError
+from amimv import InputError, did_you_mean
 
 #: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
 PLAIN_VITS = ("vision_transformer", "deit", "eva")
@@ -64,8 +63,8 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
         small.maxpool = nn.Identity()
         return small.to(memory_format=torch.channels_last)
     if not timm.is_model(spec.name):
-        near = difflib.get_close_matches(spec.name, [SMALL, *timm.list_models()], n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
+        near = did_you_mean(spec.name, [SMALL, *timm.list_models()], cutoff=0.5)
+        hint = f"{near} " if near else ""
         raise InputError(f"unknown backbone '{spec.name}': {hint}give '{SMALL}' or a model of timm.list_models()")
     try:
         network = timm.create_model(spec.name, **timm_arguments(spec))

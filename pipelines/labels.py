@@ -1,12 +1,11 @@
 """Labels of a data set: which task they pose, and whether they can be evaluated at all."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from amimv import InputError
+from amimv import InputError, did_you_mean
 
 #: The task of ChestMNIST in MedMNIST's words; every other task has one label per image.
 MULTI_LABEL = "multi-label, binary-class"
@@ -22,9 +21,8 @@ def infer_task(multi_label: bool, n_classes: int) -> str:
 def check_task_name(task: str) -> None:
     """Raise an `InputError` for what is none of ``TASKS``; the near misses are listed."""
     if task not in TASKS:
-        close = difflib.get_close_matches(task.lower(), TASKS)
-        near = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise InputError(f"unknown task {task!r}{near}, expected one of: {'; '.join(TASKS)}")
+        hint = f" ({near})" if (near := did_you_mean(task, TASKS)) else ""
+        raise InputError(f"unknown task {task!r}{hint}, expected one of: {'; '.join(TASKS)}")
 
 
 def check_task(task: str, multi_label: bool, n_classes: int, title: str) -> None:

@@ -5,7 +5,6 @@ subsets for different ratios, totals or fractions are nested class by class. Not
 counts are read on the host once.
 """
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, did_you_mean
 from amimv.pipelines.rng import Key, Stream, hashes
 
 PROFILES = ("exp", "step", "pareto", "natural")
@@ -41,8 +40,7 @@ def profile_weights(n_classes: int, rho: float, profile: str, counts: Sequence[i
         InputError: for an unknown profile, rho < 1, or ``natural`` without counts.
     """
     if profile not in PROFILES:
-        close = difflib.get_close_matches(profile, PROFILES)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        hint = f" ({near})" if (near := did_you_mean(profile, PROFILES)) else ""
         raise InputError(f"unknown profile {profile!r}{hint}, expected one of {', '.join(PROFILES)}")
     if not 1 <= rho < math.inf:
         raise InputError(f"rho is {rho}, expected a finite ratio (largest over smallest class) of at least 1")

@@ -6,7 +6,6 @@ wrong is found here, at load, in one line; behind it nothing is checked again. A
 is decoded.
 """
 
-import difflib
 import hashlib
 import logging
 import os
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, did_you_mean, user_path
 from amimv.pipelines.folders import SPLITS, EncodedImages, list_folder
 from amimv.pipelines.labels import (
     MULTI_LABEL,
@@ -302,13 +301,12 @@ def _checked_device(device: torch.device | str) -> torch.device:
 
 def _near(word: str, known: tuple[str, ...]) -> str:
     """What the user may have meant, as the end of a sentence."""
-    close = difflib.get_close_matches(word.lower(), known)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
+    return f" ({near})" if (near := did_you_mean(word, known)) else ""
 
 
 def _unknown_name(name: str) -> str:
     known = ("phantom", *medmnist_names())
-    near = f" (did you mean {FOLDER}{name}?)" if Path(name).expanduser().is_dir() else _near(name, known)
+    near = f" (did you mean {FOLDER}{name}?)" if user_path(name).is_dir() else _near(name, known)
     return (
         f"unknown data set {name!r}{near}: expected {', '.join(known)}, "
         f"the path of an .npz file in MedMNIST's layout, or {FOLDER}PATH with images in PATH/train/CLASS"
@@ -395,9 +393,9 @@ def _medmnist_file(name: str, size: int, root: str | Path | None) -> Path:
     from medmnist.info import DEFAULT_ROOT
 
     given = root or os.environ.get("AMIMV_DATA") or DEFAULT_ROOT
-    if given is None or not Path(given).expanduser().is_dir():
+    if given is None or not user_path(given).is_dir():
         raise InputError(f"there is no folder {given} for the MedMNIST files: make it, or set root or AMIMV_DATA")
-    folder = Path(given).expanduser()
+    folder = user_path(given)
     path = folder / f"{name}{_suffix(size)}.npz"
     if not path.exists():
         _log.info("%s is not there: downloading it", path)
@@ -439,7 +437,7 @@ def _folder_parts(
         raise InputError(f"size is {size}, expected at least 1 pixel")
     if not path:
         raise InputError(f"{FOLDER!r} names no folder: expected {FOLDER}PATH with images in PATH/train/CLASS")
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     found = list_folder(folder, split)
     images = EncodedImages(found.paths, size, channels or 3, device)
     task = infer_task(False, len(found.class_names))
@@ -448,8 +446,8 @@ def _folder_parts(
 
 def _own_file(name: str, root: str | Path | None) -> Path:
     """The file itself, or the one of that name beside MedMNIST's files."""
-    path = Path(name).expanduser()
-    beside = Path(root or os.environ.get("AMIMV_DATA") or ".").expanduser() / path
+    path = user_path(name)
+    beside = user_path(root or os.environ.get("AMIMV_DATA") or ".") / path
     return beside if beside.is_file() and not path.exists() else path
 
 

@@ -32,7 +32,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from amimv import InputError, run_command
+from amimv import InputError, run_command, user_path
 from amimv.trainers.run_folder import describe_environment, write_json
 
 Part = Literal["parity", "throughput", "training", "tests"]
@@ -448,7 +448,7 @@ def open_document(s: CheckSettings, environment: Record, console: Console) -> Re
     Raises:
         InputError: the file holds something else, or cannot be written.
     """
-    path = Path(s.json)
+    path = user_path(s.json)
     new: Record = {"environment": environment, "quick": s.quick, "parts": {}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -542,7 +542,7 @@ def check(settings: CheckSettings, list_all: Callable[[str], list[Step]] | None 
             continue
         print(f"{step.part}, {step.name} ...", file=sys.stderr, flush=True)
         records[step.name] = do_step(step, s.device, 60 * s.minutes - (time.monotonic() - started))
-        write_atomically(Path(s.json), document)
+        write_atomically(user_path(s.json), document)
     console.print(summary(document, steps))
     found = problems(document, steps)
     for line in found:

@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from amimv import InputError, check_choice, run_command
+from amimv import InputError, check_choice, run_command, user_path
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.loader import render_views
 from amimv.tools.measure import Rates, measure, threads, waiter
@@ -260,7 +259,7 @@ def show_stages(s: ProfileSettings, console: Console, device: torch.device) -> l
             found = {"size": size, "recipe": name, "batch_size": batch, "pair_ms": pair, "views_ms": views}
             result.append({**found, "stages": [row._asdict() for row in stages]})
     if s.trace:
-        write_trace(store, get_recipe(s.recipes[0]), batch, Path(s.trace))
+        write_trace(store, get_recipe(s.recipes[0]), batch, user_path(s.trace))
         console.print(f"trace: {s.trace} (open it at ui.perfetto.dev)")
     return result
 
@@ -311,7 +310,7 @@ def show_scaling(s: ProfileSettings, console: Console, device: torch.device) -> 
     held = ", ".join(f"{mib:,.1f} MiB after {epochs} epochs" for epochs, mib in memory.items())
     console.print(f"memory held with amimv pairs: {held}", soft_wrap=True)
     if s.plot:
-        draw_scaling(scaling, title_of(s), Path(s.plot))
+        draw_scaling(scaling, title_of(s), user_path(s.plot))
     return {"rows": [row._asdict() for row in scaling], "held_memory_mib": memory}
 
 
@@ -365,8 +364,8 @@ def profile(settings: ProfileSettings) -> dict[str, Any]:
     if s.scale:
         document["scaling"] = show_scaling(s, console, device)
     if s.json:
-        Path(s.json).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(s.json), document)
+        user_path(s.json).parent.mkdir(parents=True, exist_ok=True)
+        write_json(user_path(s.json), document)
     return document
 
 

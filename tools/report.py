@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from amimv import InputError, check_choice, run_command
+from amimv import InputError, check_choice, run_command, user_path
 from amimv.tools.report_figures import (
     Picture,
     draw_confusions,
@@ -248,13 +248,13 @@ def report(settings: ReportSettings) -> None:
     check_choice("probe", s.probe, PROBES)
     if not s.runs:
         raise InputError("no folder of runs is given: python tools/report.py runs/ -o report.html")
-    study = read_study([Path(path) for path in s.runs], s.pool_grids)
+    study = read_study([user_path(path) for path in s.runs], s.pool_grids)
     for name, reason in study.left_out:
         logger.warning("left out %s: %s", name, reason)
     if not any(find_reference(part, s.baseline) for part in split_parts(study.rows)) and s.baseline != "amimv":
         own = study.rows[~study.rows["baseline"]]
         check_choice("baseline", s.baseline, sorted({*own["method"], *study.rows["name"]}))
-    path = Path(s.output or "report" + FORMATS[s.format])
+    path = user_path(s.output or "report" + FORMATS[s.format])
     if s.format == "csv":
         text = long_form(study.rows).to_csv(index=False)
     else:

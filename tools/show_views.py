@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from amimv import run_command
+from amimv import run_command, user_path
 from amimv.pipelines import PairBatch, PairLoader, Recipe, ViewPolicy, load_store
 from amimv.trainers.data import describe_data
 from amimv.trainers.pretrain import make_recipe
@@ -124,7 +124,7 @@ def show(settings: ShowSettings) -> None:
     title = f"{data}, recipe {recipe.name}: the embeddings of a side's views are summed"
     with torch.inference_mode():
         columns = list_columns(pair, recipe, loader.store.gather(pair.indices))
-    draw_sheet(columns, title, Path(s.output))
+    draw_sheet(columns, title, user_path(s.output))
     print(f"{s.rows} pairs of {data} by recipe {recipe.name}: {s.output}")
 
 

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from amimv import InputError, check_choice, run_command
+from amimv import InputError, check_choice, run_command, user_path
 from amimv.trainers.pretrain import EXIT_INTERRUPTED, build_training, make_accelerator, train_step
 from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import Cell, digest_of, image_shape, read_study, write_plan
@@ -321,8 +321,8 @@ def benchmark(settings: BenchmarkSettings) -> int:
     check_choice("cluster", settings.cluster, ("", "slurm", "local"))
     if settings.workers < 1:
         raise InputError(f"workers is {settings.workers}, expected at least 1")
-    path = Path(settings.study)
-    output = Path(settings.output or f"runs/{path.stem}")
+    path = user_path(settings.study)
+    output = user_path(settings.output or f"runs/{path.stem}")
     plan = with_names_of(read_study(path), output)
     cells = own_shard(plan, settings.shard)
     logger.info("%d points of the grids, %d different cells in shard %s", len(plan), len(cells), settings.shard)

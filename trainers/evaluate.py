@@ -2,13 +2,12 @@
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
 
-from amimv import InputError, run_command
+from amimv import InputError, run_command, user_path
 from amimv.trainers.data import load_split, load_training_subset
 from amimv.trainers.evaluation import Splits, evaluate_run
 from amimv.trainers.settings import check, from_yaml
@@ -30,7 +29,7 @@ class EvaluateSettings:
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Score the run's exported backbone beside its baselines, write and print the table."""
-    folder = Path(settings.run)
+    folder = user_path(settings.run)
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} holds no run: expected a folder with config.yaml and backbone/")
     run = from_yaml(folder / "config.yaml")

@@ -1,8 +1,10 @@
 """What a run leaves behind besides its results: settings, environment and curves."""
 
+import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 
 import torch
 
-from amimv import InputError, __version__
+from amimv import InputError, __version__, user_path
+from amimv.pipelines.stores import FOLDER
 from amimv.trainers.settings import FREE_ON_RESUME, PretrainSettings, from_yaml, to_yaml
 
 PACKAGES = [
@@ -39,12 +42,30 @@ def revision() -> str:
 
 
 def default_name(settings: PretrainSettings) -> str:
-    """A folder name that tells the settings one looks for first."""
+    """A folder name that tells the settings one looks for first, in letters that every file system and shell takes."""
     s = settings
-    data = Path(s.data).stem + (f"-{s.size}px" if s.size not in (0, 28) else "")
-    tail = "-natural" if s.profile == "natural" else f"-rho{s.rho:g}" if s.rho != 1 or s.total else ""
+    data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (0, 28) else "")
+    rho = f"{s.rho:g}" if float(f"{s.rho:g}") == s.rho else repr(s.rho)
+    tail = "-natural" if s.profile == "natural" else f"-rho{rho.replace('+', '')}" if s.rho != 1 or s.total else ""
     tail += f"-n{s.total}" if s.total else ""
-    return f"{data}{tail}-{s.method}-{s.recipe}-{s.backbone}-seed{s.seed}"
+    tail += "-indices" if s.indices else ""
+    return f"{data}{tail}-{s.method}-{s.recipe}-{_plain(s.backbone)}-seed{s.seed}"
+
+
+def _file_name(data: str) -> str:
+    """The data set in a file's name: a file without its suffix, a folder with all that its name holds."""
+    if data.startswith(FOLDER):
+        return "folder-" + _plain(os.path.basename(os.path.abspath(user_path(data.removeprefix(FOLDER)))))
+    return _plain(Path(data).name.removesuffix(".npz"))
+
+
+def _plain(text: str, most: int = 80) -> str:
+    """Letters, digits, ``.``, ``_`` and ``-`` alone; what that changes gets a hash, which tells it from others."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:most]
+    if plain == text:
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
+    return f"{plain}-{digest}" if plain else digest
 
 
 def run_path(settings: PretrainSettings) -> Path:

@@ -4,26 +4,27 @@ Later layers win: dataclass < ``configs/METHOD.yaml`` < ``--preset`` < ``--confi
 the command line. Every resolved value remembers its layer.
 """
 
-import difflib
 import math
+import os
 import reprlib
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import tyro
 import yaml
 
-from amimv import InputError, check_choice
+from amimv import InputError, check_choice, did_you_mean, user_path
 from amimv.models.methods import METHODS
 from amimv.pipelines import BACKENDS, PROFILES, SAMPLERS, ViewPolicy
 from amimv.pipelines.labels import check_task_name
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.pipelines.recipes import HARD, RECIPES
+from amimv.trainers.yaml_values import coerce, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 #: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
@@ -46,6 +47,25 @@ LEAST = dict.fromkeys(("accumulation", "log_every", "save_every", "cluster_every
 LEAST |= {"clusters": 2, "queue": 1, "prototypes": 2, "iterations": 1}
 WIDTHS = ("projector_hidden", "projector_out", "predictor_hidden")
 POSITIVE = ("lr", "trust_coefficient", "epsilon", "teacher_temperature_start", "loss_scale")
+NOT_EMPTY = ("data", "method", "backbone", "optimizer", "output", "preset")
+#: Settings of text with a closed list of values: what errors call them, and the values.
+CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "recipe": ("recipe", (*RECIPE_ALIASES, *RECIPES)),
+    "sampler": ("sampler", SAMPLERS),
+    "partner": ("partner sampler", SAMPLERS),
+    "backend": ("backend", BACKENDS),
+    "profile": ("profile", PROFILES),
+    "channels": ("number of channels", ("0", "1", "3")),
+    "mixed_precision": ("mixed precision", ("no", "bf16", "fp16")),
+    "resume": ("resume mode", ("no", "auto")),
+    "exclude_duplicates": ("value of exclude-duplicates", ("auto", "yes", "no")),
+    "baselines": ("value of baselines", ("yes", "no", "only")),
+    "online": ("online strength", ("hard", "soft")),
+    "self_term": ("self-term", ("once", "published")),
+    "average": ("average", ("ratios", "logs")),
+}
+#: Settings that are places, in which ``~`` is the home folder; so it is in ``data``, where that is a place.
+PATHS = ("root", "indices", "output", "config")
 SHARES = (
     *("freeze_prototypes", "queue_start", "teacher_temperature_warmup", "pruned", "prune_every"),
     *("weight_decay", "beta"),
@@ -265,67 +285,21 @@ def _combined(method: str) -> type[PretrainSettings]:
     return cast(type[PretrainSettings], made)
 
 
-def _coerce(name: str, value: Any, kind: Any, source: str) -> Any:
-    """A YAML value as the field's type; YAML reads ``5e-3`` as text, and a list for a tuple."""
-    if isinstance(kind, UnionType):
-        if value is None:
-            return None
-        kind = get_args(kind)[0]
-    try:
-        if get_origin(kind) is tuple:
-            if not isinstance(value, list):
-                raise ValueError
-            return tuple(get_args(kind)[0](item) for item in value)
-        if kind is bool or isinstance(value, bool):
-            if kind is not bool or not isinstance(value, bool):
-                raise ValueError
-            return value
-        if kind is str and not isinstance(value, str):
-            raise ValueError
-        if kind is int and isinstance(value, float) and not value.is_integer():
-            raise ValueError
-        return kind(value)
-    except (OverflowError, TypeError, ValueError) as error:
-        expected = getattr(kind, "__name__", str(kind))
-        raise InputError(f"{source}: {name} is {value!r}, expected {expected}") from error
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a mapping that gives a key twice: the second would silently win."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
-                line = key.start_mark.line + 1
-                raise yaml.composer.ComposerError(problem=f"'{key.value}' is given twice, again in line {line}")
-            seen.add(str(key.value))
-        return node
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, read by a safe loader."""
-    try:
-        content = yaml.load(path.read_text(), _OnceLoader)
-    except FileNotFoundError as error:
-        raise InputError(f"no such config file: {path}") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable YAML file: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no settings: expected lines of 'name: value'")
-    return content
-
-
 def _layer(content: dict[str, Any], cls: type, source: str) -> dict[str, Any]:
+    """A file's settings, each of its type and in its range; every error begins with ``source``."""
     kinds = get_type_hints(cls)
-    known = [field.name for field in fields(cls)]
-    for name in content:
+    known = {field.name: field.default for field in fields(cls)}
+    layer = {}
+    for name, value in content.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
-            hint = f": did you mean {' or '.join(near)}?" if near else ", see --help for all settings"
+            hint = ": " + near if (near := did_you_mean(str(name), known)) else ", see --help for all settings"
             raise InputError(f"{source}: unknown setting '{name}'{hint}")
-    return {name: _coerce(name, value, kinds[name], source) for name, value in content.items()}
+        layer[name] = coerce(name, value, kinds[name], source, CHOICES.get(name, ("", ()))[1])
+        try:
+            check_value(name, layer[name], known[name])
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+    return layer
 
 
 def _preset_layer(preset: str, method: str) -> dict[str, Any]:
@@ -386,9 +360,13 @@ def _settled(cls: type[PretrainSettings], values: dict[str, Any]) -> PretrainSet
     """Checked settings without aliases."""
     method, recipe = (values.get(name, getattr(PretrainSettings, name)) for name in ("method", "recipe"))
     values = values | {"method": METHOD_ALIASES.get(method, method), "recipe": RECIPE_ALIASES.get(recipe, recipe)}
-    settings = cls(**values)
+    settings = cls(**_at_home(values))
     check(settings)
     return settings
+
+
+def _at_home(values: dict[str, Any]) -> dict[str, Any]:
+    return values | {name: os.path.expanduser(values[name]) for name in PATHS if name in values}
 
 
 def settings_from(content: dict[str, Any], source: str) -> PretrainSettings:
@@ -417,7 +395,7 @@ def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[Pre
     """
     argv = sys.argv[1:] if argv is None else argv
     config_path = _peek(argv, "config")
-    config = read_yaml(Path(config_path)) if config_path else {}
+    config = read_yaml(user_path(config_path)) if config_path else {}
 
     def first(name: str, default: str) -> str:
         value = _peek(argv, name)
@@ -444,50 +422,63 @@ def _one_length(layer: dict[str, Any], source: str) -> dict[str, Any]:
 def check(settings: PretrainSettings) -> None:
     """Raise an `InputError` for a value that no run could use."""
     s = settings
-    check_choice("recipe", s.recipe, (*RECIPE_ALIASES, *RECIPES))
-    check_choice("sampler", s.sampler, SAMPLERS)
-    check_choice("partner sampler", s.partner, SAMPLERS)
-    check_choice("backend", s.backend, BACKENDS)
-    check_choice("profile", s.profile, PROFILES)
+    for field in fields(s):
+        check_value(field.name, getattr(s, field.name), field.default)
     if s.profile == "natural" and s.rho != 1:
         raise InputError(f"profile natural has no ratio, but rho is {s.rho:g}: leave one of them out")
-    check_choice("mixed precision", s.mixed_precision, ("no", "bf16", "fp16"))
-    check_choice("resume mode", s.resume, ("no", "auto"))
-    check_choice("value of exclude-duplicates", s.exclude_duplicates, ("auto", "yes", "no"))
-    check_choice("value of baselines", s.baselines, ("yes", "no", "only"))
     if not s.data.startswith("folder:"):  # which scales to any size
         check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
-    check_choice("number of channels", str(s.channels), ("0", "1", "3"))
-    if s.task:
-        check_task_name(s.task)
     if not s.epochs and not s.steps:
         raise InputError("no length of training: give --epochs or --steps")
-    if not all(0 < fraction <= 1 for fraction in s.label_fractions) or not s.label_fractions:
-        raise InputError(f"label fractions are {s.label_fractions}, expected shares in (0, 1]")
-    if not all(0 < rate < math.inf for rate in s.supervised_lr) or not s.supervised_lr:
-        raise InputError(f"supervised learning rates are {s.supervised_lr}, expected one or more above 0")
-    if not 0 <= s.warmup < 1:
-        raise InputError(f"warmup is {s.warmup}, expected a share of the training in [0, 1)")
     if s.optimizer in LARS and s.weight_decay == 0:
         raise InputError(f"weight decay 0 turns the adaptation of {s.optimizer} off: give a small one, such as 1e-9")
-    for field in fields(s):
-        _check_number(field.name, getattr(s, field.name), field.default)
     s.policy()
     s.second_policy()
 
 
-def _check_number(name: str, value: Any, default: Any) -> None:
+def check_value(name: str, value: Any, default: Any) -> None:
+    """Raise an `InputError` for a value that its setting cannot have, whatever the others are."""
+    if name == "task" and value:
+        check_task_name(value)
+    if name in CHOICES:
+        check_choice(CHOICES[name][0], str(value), CHOICES[name][1])
+    if name == "label_fractions" and not (value and all(0 < fraction <= 1 for fraction in value)):
+        raise InputError(f"label fractions are {value}, expected shares in (0, 1]")
+    if name == "supervised_lr" and not (value and all(0 < rate < math.inf for rate in value)):
+        raise InputError(f"supervised learning rates are {value}, expected one or more above 0")
+    if name == "warmup" and not 0 <= value < 1:
+        raise InputError(f"warmup is {value}, expected a share of the training in [0, 1)")
+    if name == "rho" and not 1 <= value < math.inf:
+        raise InputError(f"rho is {value}, expected a ratio (largest over smallest class) of at least 1")
+    if isinstance(value, str):
+        _check_text(name, value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        _check_whole(name, value, default)
+    elif isinstance(value, float):
+        _check_number(name, value)
+
+
+def _check_text(name: str, value: str) -> None:
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected text without line breaks and other controls")
+    if not value and name in NOT_EMPTY:
+        raise InputError(f"{name} is empty: give one, or leave it out")
+    if name == "name" and (Path(value).is_absolute() or ".." in Path(value).parts):
+        raise InputError(f"name is {reprlib.repr(value)}, expected that of a folder in --output")
+
+
+def _check_whole(name: str, value: int, default: Any) -> None:
+    least, most = LEAST.get(name, 1 if default and name in WIDTHS else 0), 2**31 - 1
+    if name in SEEDS:
+        least, most = -(2**63), 2**63 - 1
+    if value < least:
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected at least {least}")
+    if value > most:
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected at most {most}")
+
+
+def _check_number(name: str, value: float) -> None:
     """Raise an `InputError` for a number that is out of the range that its name stands for, or not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if isinstance(value, int):
-        least, most = LEAST.get(name, 1 if default and name in WIDTHS else 0), 2**31 - 1
-        if name in SEEDS:
-            least, most = -(2**63), 2**63 - 1
-        if value < least:
-            raise InputError(f"{name} is {value}, expected at least {least}")
-        if value > most:
-            raise InputError(f"{name} is {reprlib.repr(value)}, expected at most {most}")
     if (name.endswith("temperature") or name in POSITIVE) and not 0 < value < math.inf:
         raise InputError(f"{name} is {value}, expected more than 0")
     if (name.endswith("momentum") or name in SHARES) and not 0 <= value <= 1:
@@ -516,4 +507,4 @@ def from_yaml(path: Path) -> PretrainSettings:
     """The settings of a run folder's ``config.yaml``."""
     content = read_yaml(path)
     cls = settings_class(str(content.get("method", PretrainSettings.method)))
-    return cls(**_layer(content, cls, str(path)))
+    return cls(**_at_home(_layer(content, cls, str(path))))

@@ -18,7 +18,6 @@ judge raw pixels, random initialisation and the supervised reference, one for ea
 """
 
 import csv
-import difflib
 import hashlib
 import itertools
 import os
@@ -27,18 +26,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
-from amimv import InputError, check_choice
+from amimv import InputError, check_choice, did_you_mean
 from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.stores import FOLDER, medmnist_names
 from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import METHODS, NO_EFFECT, PretrainSettings, read_yaml, settings_class, settings_from
+from amimv.trainers.settings import METHODS, NO_EFFECT, PretrainSettings, settings_class, settings_from
+from amimv.trainers.yaml_values import coerce, read_yaml
 
 PARTS = ("settings", "sets", "grids")
 #: Settings whose value is a list: in a grid they are one value, not an axis.
-LISTS = ("label_fractions", "supervised_lr")
+LISTS = tuple(name for name, kind in get_type_hints(PretrainSettings).items() if get_origin(kind) is tuple)
 #: Settings that the study itself decides about.
 OWN = ("output", "name", "config", "resume", "baselines", "indices", "evaluate")
 #: What decides which published split is read.
@@ -145,8 +145,8 @@ def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) ->
     for key in content:
         if key not in known:
             hint = f", expected {', '.join(known)}" if len(known) < 9 else ""
-            if near := difflib.get_close_matches(str(key), known, n=1):
-                hint = f": did you mean {near[0]}?"
+            if near := did_you_mean(str(key), known):
+                hint = f": {near}"
             raise InputError(f"{where}: unknown key '{key}'{hint}")
 
 
@@ -163,9 +163,7 @@ def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[
         raise InputError(f"{where} is {grid!r}, expected lines of 'setting: value' or 'setting: [values]'")
     axes = {key: _axis(key, value) for key, value in grid.items() if key != "baselines"}
     _refuse_own(where, axes)
-    baselines = grid.get("baselines", True)
-    if not isinstance(baselines, bool):
-        raise InputError(f"{where}: baselines is {baselines!r}, expected true or false")
+    baselines = coerce("baselines", grid.get("baselines", True), bool, where)
     cells = []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
@@ -217,6 +215,9 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
         given = given | {"baselines": "no"}
     common = given.get("total") == "common"
     settings = settings_from(given | {"total": 0} if common else given, where)
+    # Of their types: as flags, words of YAML such as yes and no would be others.
+    aliases = ("method", "recipe", *(("total",) if common else ()))
+    given = given | {name: getattr(settings, name) for name in given if name not in aliases}
     split = _of_split(settings)
     train = _training_split(split)
     if isinstance(train, InputError):

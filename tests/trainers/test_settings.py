@@ -5,18 +5,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from torch import nn
 
-from amimv import InputError
+from amimv import InputError, user_path
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
-from amimv.pipelines import Recipe, ViewPolicy
+from amimv.pipelines import Recipe, ViewPolicy, load_store
+from amimv.pipelines.stores import SPLITS
 from amimv.trainers.pretrain import make_recipe
 from amimv.trainers.settings import (
     CONFIGS,
     METHOD_ALIASES,
+    PATHS,
     RECIPE_ALIASES,
     PretrainSettings,
     check,
@@ -489,12 +492,21 @@ def test_bad_values_on_the_command_line(flags: tuple[str, ...], expected: str) -
         ("evaluate: 1\n", "evaluate is 1, expected bool"),
         ("evaluate: never\n", "evaluate is 'never', expected bool"),
         ("name: 3\n", "name is 3, expected str"),
-        ("label_fractions: 0.5\n", "label_fractions is 0.5, expected"),
+        ("label_fractions: half\n", "label_fractions is 'half', expected float"),
+        ("label_fractions: [[0.5]]\n", "label_fractions is [[0.5]], expected float"),
+        ("label_fractions: true\n", "label_fractions is True, expected float"),
+        ("label_fractions:\n", "label_fractions is None, expected float"),
         ("label_fractions: [some]\n", "label_fractions is ['some'], expected"),
-        ("supervised_lr: 0.5\n", "supervised_lr is 0.5, expected"),
+        ("supervised_lr: {a: 0.5}\n", "supervised_lr is {'a': 0.5}, expected float"),
         ("supervised_lr: [fast]\n", "supervised_lr is ['fast'], expected"),
         ("finetune: 1\n", "finetune is 1, expected bool"),
-        ("baselines: yes\n", "baselines is True, expected str"),
+        ("baselines: true\n", "baselines is True, expected yes or no or only"),
+        ("baselines: on\n", "unknown value of baselines 'on'"),
+        ("mixed_precision: false\n", "mixed_precision is False, expected no or bf16 or fp16"),
+        ("exclude_duplicates: 1\n", "exclude_duplicates is 1, expected auto or yes or no"),
+        ("sampler: unifrom\n", "own.yaml: unknown sampler 'unifrom': did you mean uniform?"),
+        ("warmup: 2\n", "own.yaml: warmup is 2.0, expected a share"),
+        ("finetune: perhaps\n", "finetune is 'perhaps', expected bool: yes or no"),
         ("near_zero: small\n", "near_zero is 'small', expected float"),
         ("- lr\n", "holds no settings"),
         ("", "holds no settings"),
@@ -527,6 +539,67 @@ def test_numbers_that_yaml_reads_as_text_are_fine(tmp_path: Path) -> None:
     assert isinstance(settings.weight_decay, float)
     assert isinstance(settings.batch_size, int)
     assert settings.label_fractions == (0.01, 1.0)
+
+
+WORDS = [
+    *(("baselines", word, word) for word in ("yes", "no", "only")),
+    *(("exclude_duplicates", word, word) for word in ("yes", "no", "auto")),
+    *(("mixed_precision", word, word) for word in ("no", "bf16")),
+    *(("resume", word, word) for word in ("no", "auto")),
+    *(("name", word, word) for word in ("no", "On", "OFF", "Yes", "2024-01-31", "1_000e3")),
+    ("tracker", "off", "off"),
+    *(("finetune", word, True) for word in ("yes", "on", "true", "True", "YES", "'on'")),
+    *(("evaluate", word, False) for word in ("no", "off", "false", "False", "NO", "'off'")),
+    ("supervised_lr", "5e-3", (5e-3,)),
+    ("supervised_lr", "0.1", (0.1,)),
+    ("label_fractions", "1", (1.0,)),
+    ("label_fractions", "[5e-1, 1]", (0.5, 1.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), WORDS)
+def test_words_stay_words_and_a_scalar_is_a_tuple_of_one(tmp_path: Path, name: str, text: str, value: object) -> None:
+    """As documented, and as ``yes``, ``no``, ``on`` and ``off`` are read elsewhere; what is written reads the same."""
+    settings, sources = resolve(["--config", str(write(tmp_path, f"{name}: {text}\n"))])
+    assert getattr(settings, name) == value
+    assert type(getattr(settings, name)) is type(value)
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(settings, sources))
+    assert name == "resume" or getattr(from_yaml(path), name) == value
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_place_may_begin_at_home_wherever_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wanted = str(tmp_path / "a" / "b.yaml")
+    Path(wanted).parent.mkdir()
+    Path(wanted).write_text("lr: 0.25\n")
+    for flags in ([f"--{name}", "~/a/b.yaml"], [f"--{name}=~/a/b.yaml"]):
+        assert getattr(resolve(flags)[0], name) == wanted
+    assert resolve(["--config=~/a/b.yaml"])[0].lr == 0.25
+    if name != "config":
+        own = write(tmp_path, f"{name}: ~/a/b.yaml\n")
+        assert getattr(resolve(["--config", str(own)])[0], name) == wanted
+        assert getattr(from_yaml(own), name) == wanted
+    assert user_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+
+
+def test_a_study_and_a_data_set_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(
+        tmp_path / "x.npz",
+        **{
+            f"{split}_images": np.zeros((4, 28, 28), np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None]
+            for split in SPLITS
+        },
+        **{f"{split}_labels": np.array([0, 1, 0, 1]) for split in SPLITS},
+    )
+    assert len(load_store("~/x.npz")) == 4
+    assert len(load_store("x.npz", root="~")) == 4
+    with pytest.raises(InputError, match=r"no file ~nobody-of-this-name/x\.npz"):
+        load_store("~nobody-of-this-name/x.npz")
 
 
 def test_no_learning_rate_in_a_file_is_an_error(tmp_path: Path) -> None:

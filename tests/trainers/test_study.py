@@ -68,6 +68,32 @@ def test_the_grid_wins_over_the_set_and_the_set_over_the_common_settings(tmp_pat
     assert {c.settings.steps for c in cells if c.kind == "cell"} == {9}
 
 
+def test_words_and_scalars_of_a_study_are_those_of_a_config(tmp_path: Path) -> None:
+    """And a cell's flags give the same settings again."""
+    text = """
+    settings: {steps: 3, mixed_precision: no, exclude_duplicates: yes, supervised_lr: 5e-3, seed: 9223372036854775807}
+    grids:
+      one: {method: simclr, finetune: [yes, off], label_fractions: 5e-1, total: 70.0, rho: 7, baselines: no}
+      two: {method: simclr, seed: -1, baselines: on}
+    """
+    cells = cells_of(text, tmp_path)
+    assert [(c.grid, c.kind) for c in cells] == [
+        ("two", "baselines"),
+        ("two", "cell"),
+        ("one", "cell"),
+        ("one", "cell"),
+    ]
+    for cell in cells:
+        s = cell.settings
+        assert (s.mixed_precision, s.exclude_duplicates, s.supervised_lr) in (
+            ("no", "yes", (5e-3,)),
+            ("no", "auto", (5e-3,)),
+        )
+        again = resolve(cell.flags())[0]
+        assert {**vars(again), "preset": ""} == {**vars(s), "preset": ""}
+    assert [(c.settings.finetune, c.settings.label_fractions) for c in cells[2:]] == [(True, (0.5,)), (False, (0.5,))]
+
+
 def test_the_common_total_is_the_largest_that_every_ratio_reaches(tmp_path: Path) -> None:
     labels = load_store("phantom", split="train", seed=0).labels
 
@@ -205,7 +231,8 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
         ("grids: {a: {rho: null, total: common}}", "rho is None, expected float"),
         ("settings: {rho: [1, 50]}\ngrids: {a: {total: common}}", r"rho is \[1, 50\], expected float"),
         ("grids: {a: {steps: 2}, a: {steps: 3}}", "'a' is given twice, again in line 1"),
-        ("grids: {a: {baselines: 'no'}}", "baselines is 'no', expected true or false"),
+        ("grids: {a: {baselines: only}}", "grid a: baselines is 'only', expected bool: yes or no"),
+        ("settings: {finetune: perhaps}\ngrids: {a: {}}", "finetune is 'perhaps', expected bool: yes or no"),
         ("grids: {a: {rho: [1, 50], profile: natural}}", "profile natural has no ratio, but rho is 50"),
         ("grids: {a: {rho: [1, 9000], total: common}}", "cannot reach this ratio: beside .* at most"),
     ],
