@@ -16,6 +16,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, for a message of our own; the name of its class if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Raise an `InputError` that lists the near misses unless ``value`` is one of ``choices``."""
     known = tuple(choices)

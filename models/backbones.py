@@ -9,14 +9,15 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from amimv import InputError, did_you_mean
+from amimv import InputError, did_you_mean, first_line
 
 #: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
-PLAIN_VITS = ("vision_transformer", "deit", "eva")
+PLAIN_VITS = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "deit", "eva")
 
 #: Name of the default: a ResNet of 0.31 M parameters that two CPU cores train in minutes.
 SMALL = "small"
@@ -45,7 +46,8 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
 
     timm's stems are made for 224 pixels and shrink by 32; here a convolutional network keeps 4 times (up to 64
     pixels) or twice (up to 128) that resolution, as far as its max-pooling and first convolution allow, and a ViT
-    gets a patch that gives 7 to 14 tokens a side.
+    gets a patch that gives 7 to 14 tokens a side. Other networks that timm builds for one image size are built for
+    this one, with their own patches. docs/backbones.md has an example of every timm module.
 
     Raises:
         InputError: unknown name, or a network that cannot take images of this size.
@@ -62,18 +64,45 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
         )
         small.maxpool = nn.Identity()
         return small.to(memory_format=torch.channels_last)
-    if not timm.is_model(spec.name):
-        near = did_you_mean(spec.name, [SMALL, *timm.list_models()], cutoff=0.5)
+    _check_name(spec.name)
+    network = _build_timm(spec)
+    # Contiguous weights here, since one layer in channels-last hands its layout on to the next.
+    safe: Any = not any(map(_overruns_in_channels_last, network.modules()))
+    network.channels_last_on_cpu = safe
+    return network.to(memory_format=torch.channels_last) if safe else network
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        near = did_you_mean(name.strip(), [SMALL, *timm.list_models()], cutoff=0.5)
         hint = f"{near} " if near else ""
-        raise InputError(f"unknown backbone '{spec.name}': {hint}give '{SMALL}' or a model of timm.list_models()")
+        raise InputError(f"unknown backbone {name!r}: {hint}give '{SMALL}' or a model of timm.list_models()")
     try:
-        network = timm.create_model(spec.name, **timm_arguments(spec))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # not every network takes a patch size
-        raise InputError(_cannot_take(spec, error)) from error
-    if "img_size" not in timm_arguments(spec):
-        _widen_stem(network, spec)
-    _check_features(network, spec)
-    return network.to(memory_format=torch.channels_last)
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown backbone {name!r} ({first_line(error)}): leave out what follows the dot") from error
+
+
+def _build_timm(spec: BackboneSpec) -> nn.Module:
+    """With the first of the arguments that suit it, which are kept as ``timm_arguments``."""
+    failed: Exception = ValueError()
+    for arguments in _choices(spec):
+        try:
+            network: Any = timm.create_model(spec.name, **arguments)
+            if not _is_fixed(spec.name):
+                _widen_stem(network, spec)
+            if "img_size" in arguments and "patch_size" not in arguments:
+                _check_patches(network, spec.size)
+            features = _features(network, spec)
+        except InputError:
+            raise
+        except Exception as error:  # of any kind: the code is not ours
+            failed = error
+            continue
+        network.num_features = _width_of(features, spec.name)
+        network.timm_arguments = arguments
+        return network
+    raise InputError(_cannot_take(spec, failed)) from failed
 
 
 def patch_size(size: int) -> int:
@@ -81,19 +110,33 @@ def patch_size(size: int) -> int:
     return max(p for p in (2, 4, 8, 16) if p == 2 or size // p >= 7)
 
 
-def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
-    """The arguments of ``timm.create_model`` for this spec."""
+def _is_fixed(name: str) -> bool:
+    """Whether timm builds the network for one image size."""
+    return bool(timm.get_pretrained_cfg_value(name, "fixed_input_size"))
+
+
+def _choices(spec: BackboneSpec) -> list[dict[str, Any]]:
+    """Arguments for ``timm.create_model``, those that suit the image size best first."""
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
-    if timm.get_pretrained_cfg_value(spec.name, "fixed_input_size"):
-        arguments |= {"img_size": spec.size, "patch_size": patch_size(spec.size)}
-        if is_model_in_modules(spec.name, PLAIN_VITS):  # local crops are smaller
-            arguments["dynamic_img_size"] = True
-    return arguments
+    if not _is_fixed(spec.name):
+        return [arguments]
+    # Local crops are smaller.
+    any_size = {"dynamic_img_size": True} if is_model_in_modules(spec.name, PLAIN_VITS) else {}
+    patched = {"img_size": spec.size, "patch_size": patch_size(spec.size)}
+    # Networks of several stages have no patch to choose; the size is a pair, as timm itself gives it.
+    return [arguments | size | any_size for size in (patched, {"img_size": (spec.size, spec.size)})]
+
+
+def _check_patches(network: nn.Module, size: int) -> None:
+    """Raise a `ValueError` where patches as large as the network has them would leave a margin of the image unseen."""
+    patch = next((m.patch_size[0] for m in network.modules() if isinstance(m, PatchEmbed)), 1)
+    if size % patch:
+        raise ValueError(f"its patches of {patch} pixels do not tile them")
 
 
 def stem_is_changed(spec: BackboneSpec) -> bool:
     """Whether the network differs from what timm builds by name and arguments."""
-    return spec.name == SMALL or ("img_size" not in timm_arguments(spec) and spec.size <= 128)
+    return spec.name == SMALL or (not _is_fixed(spec.name) and spec.size <= 128)
 
 
 def _widen_stem(network: nn.Module, spec: BackboneSpec) -> None:
@@ -104,49 +147,72 @@ def _widen_stem(network: nn.Module, spec: BackboneSpec) -> None:
         drop //= 2
     if drop == 1:
         return
-    path = timm.get_pretrained_cfg_value(spec.name, "first_conv")
-    first = network.get_submodule(path) if isinstance(path, str) else None
-    if not isinstance(first, nn.Conv2d):
+    paths = timm.get_pretrained_cfg_value(spec.name, "first_conv")
+    paths = [paths] if isinstance(paths, str) else paths  # several run side by side, and their outputs are added
+    if not paths or not all(isinstance(network.get_submodule(path), nn.Conv2d) for path in paths):
         raise InputError(
             f"backbone '{spec.name}' has no stem that could be widened for {spec.size} pixels: "
             "choose a ResNet, ConvNeXt, EfficientNet or ViT, or images above 128 pixels"
         )
+    for path in paths:
+        first: Any = network.get_submodule(path)
+        parent, _, child = path.rpartition(".")
+        setattr(network.get_submodule(parent), child, _widened(first, drop))
+
+
+def _widened(first: nn.Conv2d, drop: int) -> nn.Conv2d:
+    """A new convolution with a stride less by this factor."""
     stride = max(1, first.stride[0] // drop)
-    # A kernel of 3 with padding 1 keeps the size at stride 1.
-    stem = nn.Conv2d(spec.channels, first.out_channels, 3, stride, 1, bias=first.bias is not None)
+    # A kernel of 3 with padding 1 keeps the size at stride 1, and so does one of 1 without.
+    kernel = 1 if first.kernel_size == (1, 1) else 3
+    stem = nn.Conv2d(first.in_channels, first.out_channels, kernel, stride, kernel // 2, bias=first.bias is not None)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    parent, _, child = path.rpartition(".")
-    setattr(network.get_submodule(parent), child, stem)
+    return stem
 
 
 def _cannot_take(spec: BackboneSpec, error: Exception) -> str:
-    return f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({str(error).splitlines()[0]})"
+    return f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({first_line(error)})"
 
 
 def check_sizes(network: nn.Module, spec: BackboneSpec, sizes: Iterable[int]) -> None:
     """Raise an `InputError` for the first of the view sizes, in pixels, that the network cannot take."""
-    for size in dict.fromkeys(sizes):
-        _features(network, replace(spec, size=size))
+    for view in (replace(spec, size=size) for size in dict.fromkeys(sizes)):
+        try:
+            _features(network, view)
+        except Exception as error:  # of any kind: the code is not ours
+            raise InputError(_cannot_take(view, error)) from error
 
 
-def _features(network: nn.Module, spec: BackboneSpec) -> Tensor:
+def _features(network: nn.Module, spec: BackboneSpec) -> Any:
+    """What two black images give, in evaluation mode."""
     was_training = network.training
     try:
         with torch.no_grad():
-            features: Tensor = network.eval()(torch.zeros(2, spec.channels, spec.size, spec.size))
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(_cannot_take(spec, error)) from error
-    network.train(was_training)
-    return features
+            return network.eval()(torch.zeros(2, spec.channels, spec.size, spec.size))
+    finally:
+        network.train(was_training)
 
 
-def _check_features(network: nn.Module, spec: BackboneSpec) -> None:
-    features = _features(network, spec)
-    if features.ndim != 2:
-        raise InputError(f"backbone '{spec.name}' gives features of shape {tuple(features.shape)}, expected (B, D)")
-    # timm's own number leaves out a layer that some networks (MobileNetV3) have behind the pooling.
-    width: Any = features.shape[1]
-    network.num_features = width
+def _width_of(features: Any, name: str) -> int:
+    """timm's own number leaves out a layer that some networks (MobileNetV3) have behind the pooling."""
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"type {type(features).__name__}"
+        raise InputError(f"backbone '{name}' gives features of {shape}, expected (B, D): choose another")
+    return features.shape[1]
+
+
+def _overruns_in_channels_last(module: nn.Module) -> bool:
+    """Whether its backward, in channels-last on a CPU, writes past oneDNN's buffer: the process dies.
+
+    It takes a 1x1 convolution with a stride, and fewer input channels than an AVX-512 register holds.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.groups == 1
+        and module.in_channels < 16
+    )
 
 
 def feature_width(network: nn.Module) -> int:
@@ -158,8 +224,13 @@ def feature_width(network: nn.Module) -> int:
 
 
 def encode(network: nn.Module, views: Tensor) -> Tensor:
-    """Features ``(B, num_features)`` of one view ``(B, C, H, W)``; channels-last, which CPUs and GPUs run faster."""
-    features: Tensor = network(views.contiguous(memory_format=torch.channels_last))
+    """Features ``(B, num_features)`` of one view ``(B, C, H, W)``; channels-last, which CPUs and GPUs run faster.
+
+    On a CPU, the few networks that it would crash there take contiguous views.
+    """
+    channels_last = views.device.type != "cpu" or getattr(network, "channels_last_on_cpu", True)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    features: Tensor = network(views.contiguous(memory_format=layout))
     return features
 
 
@@ -175,11 +246,12 @@ def save_backbone(network: nn.Module, spec: BackboneSpec, folder: Path) -> None:
     save_file(state, folder / "model.safetensors")
     (folder / "backbone.json").write_text(json.dumps(asdict(spec), indent=2) + "\n")
     if not stem_is_changed(spec):
+        arguments: Any = network.timm_arguments
         config = {
             "architecture": spec.name,
             "num_classes": 0,
             "num_features": network.num_features,
-            "model_args": {k: v for k, v in timm_arguments(spec).items() if k != "num_classes"},
+            "model_args": {k: v for k, v in arguments.items() if k != "num_classes"},
             "pretrained_cfg": {
                 "input_size": [spec.channels, spec.size, spec.size],
                 "mean": spec.mean,

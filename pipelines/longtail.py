@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError, did_you_mean
+from amimv import InputError, did_you_mean, first_line
 from amimv.pipelines.rng import Key, Stream, hashes
 
 PROFILES = ("exp", "step", "pareto", "natural")
@@ -192,7 +192,7 @@ def load_indices(path: str | Path, n: int) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"indices cannot be read from {path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"indices cannot be read from {path}: {first_line(error)}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         raise InputError(f"{path} holds no indices: expected one array of integers, of shape (M,), M at least 1")
     low, high = int(array.min()), int(array.max())

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError, did_you_mean, user_path
+from amimv import InputError, did_you_mean, first_line, user_path
 from amimv.pipelines.folders import SPLITS, EncodedImages, list_folder
 from amimv.pipelines.labels import (
     MULTI_LABEL,
@@ -486,7 +486,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     except InputError:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as an .npz without pickle: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} cannot be read as an .npz without pickle: {first_line(error)}") from error
 
 
 def _read_array(npz: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:

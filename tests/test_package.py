@@ -155,6 +155,28 @@ def test_an_unknown_choice_names_the_near_misses() -> None:
         amimv.check_choice("cat", "qq", ["lynx"])
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one"), "one"),
+        (ValueError("\n  one\ntwo"), "one"),
+        (AssertionError(), "AssertionError"),
+        (EOFError(""), "EOFError"),
+        (RuntimeError(" \n "), "RuntimeError"),
+    ],
+)
+def test_the_first_line_of_an_error_is_never_empty(error: Exception, line: str) -> None:
+    assert amimv.first_line(error) == line
+
+
+def test_errors_are_cut_to_a_line_in_one_place() -> None:
+    """An index into the lines of an empty message is an error of its own."""
+    cuts = [
+        path for path in ROOT.glob("*/**/*.py") if ".splitlines()[0]" in path.read_text() and path != Path(__file__)
+    ]
+    assert cuts == []
+
+
 def test_a_command_ends_in_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise amimv.InputError("no such thing")

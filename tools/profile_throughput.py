@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from amimv import InputError, check_choice, run_command, user_path
+from amimv import InputError, check_choice, first_line, run_command, user_path
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.loader import render_views
 from amimv.tools.measure import Rates, measure, threads, waiter
@@ -176,7 +176,7 @@ def measure_candidate(s: ProfileSettings, candidate: Candidate, size: int, devic
         median, low, high = rates(best, s.repeats, s.seconds)
         return row(best[0], best[1], median, low, high, candidate.note)
     except (InputError, RuntimeError) as error:  # what fails in another library takes its own row only
-        return row(note=f"skipped: {str(error).splitlines()[0]}")
+        return row(note=f"skipped: {first_line(error)}")
 
 
 def measure_throughput(s: ProfileSettings, size: int, device: torch.device) -> list[Row]:

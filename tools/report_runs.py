@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from amimv import InputError
+from amimv import InputError, first_line
 from amimv.trainers.evaluation import COLUMNS, ORDER
 from amimv.trainers.settings import METHODS, settings_class
 from amimv.trainers.study import NOT_IDENTITY, OF_BASELINES, PLAN_COLUMNS
@@ -207,7 +207,7 @@ def _reason(folder: Path, error: Exception) -> str:
         return "config.yaml or results.csv is no text"
     if isinstance(error, InputError):
         return str(error)
-    return f"cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"cannot be read: {type(error).__name__}: {first_line(error)}"
 
 
 def read_results(path: Path) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from amimv import InputError, check_choice
+from amimv import InputError, check_choice, first_line
 from amimv.models.backbones import BackboneSpec, build_backbone, check_sizes, patch_size, save_backbone
 from amimv.models.methods import METHODS
 from amimv.models.methods.encoder import Encoder
@@ -161,7 +161,7 @@ def make_accelerator(settings: PretrainSettings, folder: Path, cpu: bool = False
             project_dir=str(folder),
         )
     except (ValueError, ImportError) as error:
-        raise InputError(f"Accelerate refused the settings: {str(error).splitlines()[0]}") from error
+        raise InputError(f"Accelerate refused the settings: {first_line(error)}") from error
     if s.tracker and not accelerator.log_with:
         raise InputError(f"tracker '{s.tracker}' is not installed: pip install {s.tracker}, or leave it out")
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"

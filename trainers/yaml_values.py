@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from amimv import InputError
+from amimv import InputError, first_line
 
 #: Words for a setting that is on or off; YAML 1.1 takes all of them for booleans, also where a setting is a word.
 SWITCH = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
@@ -46,8 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"no such config file: {path}") from error
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is not a readable YAML file: {reason}") from error
+        raise InputError(f"{path} is not a readable YAML file: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no settings: expected lines of 'name: value'")
     return content

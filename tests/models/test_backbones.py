@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from amimv import InputError
-from amimv.models.backbones import BackboneSpec, build_backbone, encode, load_backbone, save_backbone, stem_is_changed
+from amimv.models import backbones
+from amimv.models.backbones import (
+    BackboneSpec,
+    build_backbone,
+    check_sizes,
+    encode,
+    load_backbone,
+    save_backbone,
+    stem_is_changed,
+)
 
 
 def draw_views(channels: int, size: int, batch: int = 3) -> Tensor:
@@ -124,12 +133,118 @@ def test_a_backbone_like_no_other_names_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("test_convnext", 4), ("test_maxvit", 28), ("test_coatnet", 28), ("levit_128s", 28)]
+    ("name", "near"),
+    [
+        ("ResNet18", "did you mean resnet18"),
+        (" resnet18\n", "did you mean resnet18"),
+        ("hf-hub:timm/resnet18", "give 'small' or a model of timm"),
+        ("", "give 'small' or a model of timm"),
+        ("resnet18.a1_in2k", "leave out what follows the dot"),
+        ("test_vit.", "leave out what follows the dot"),
+    ],
 )
-def test_a_backbone_that_cannot_take_the_size_is_one_line(name: str, size: int) -> None:
-    with pytest.raises(InputError, match=f"backbone '{name}'") as caught:
+def test_an_unusual_name_is_one_line(name: str, near: str) -> None:
+    with pytest.raises(InputError, match=r"unknown backbone '.*" + near) as caught:
+        build_backbone(BackboneSpec(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_may_have_its_tag() -> None:
+    assert build_backbone(BackboneSpec("test_resnet.r160_in1k", size=28)).num_features == 96
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("levit_128s", 224),
+        ("levit_128s", 64),
+        ("mixer_s16_224", 224),
+        ("maxvit_rmlp_pico_rw_256", 256),
+        ("hiera_tiny_224", 64),
+        ("vitamin_small_224", 28),
+        ("vit_tiny_r_s16_p8_224", 224),
+        ("crossvit_tiny_240", 240),
+        ("coat_tiny", 64),
+        ("efficientformerv2_s0", 224),
+        ("test_maxvit", 160),
+        ("gcvit_xxtiny", 64),
+    ],
+)
+def test_networks_for_one_size_are_given_what_they_take(name: str, size: int) -> None:
+    """Some have no patch to choose, or take the size as a pair only."""
+    network = build_backbone(BackboneSpec(name, size=size)).eval()
+    assert encode(network, draw_views(3, size, 2)).shape == (2, network.num_features)
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 28), ("test_vit3", 64), ("swin_tiny_patch4_window7_224", 28)])
+def test_vits_are_those_of_timm_with_the_patch_that_suits_the_size(name: str, size: int) -> None:
+    torch.manual_seed(3)
+    here = build_backbone(BackboneSpec(name, size=size)).state_dict()
+    torch.manual_seed(3)
+    there = timm.create_model(name, num_classes=0, img_size=size, patch_size={28: 4, 64: 8}[size]).state_dict()
+    assert list(here) == list(there)
+    assert all(torch.equal(here[key], there[key]) for key in here)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "fastvit_t8"])
+def test_stems_of_parallel_convolutions_are_widened_together(name: str) -> None:
+    """One of 3x3 and one of 1x1 are added, so both lose their stride of 2: 28 pixels give what 56 gave."""
+    network = build_backbone(BackboneSpec(name, size=28))
+    assert feature_map(network, 3, 28)[-2:] == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("test_convnext", 4, "Kernel size"),
+        ("test_maxvit", 28, ""),
+        ("test_coatnet", 28, ""),
+        ("levit_128s", 28, ""),
+        ("mixer_s16_224", 28, "patches of 16 pixels do not tile them"),
+        ("vit_tiny_r_s16_p8_224", 28, "AssertionError"),
+        ("csatv2", 28, "no stem that could be widened"),
+    ],
+)
+def test_a_backbone_that_cannot_take_the_size_is_one_line(name: str, size: int, reason: str) -> None:
+    with pytest.raises(InputError, match=f"backbone '{name}'.*{reason}") as caught:
         build_backbone(BackboneSpec(name, size=size))
     assert "\n" not in str(caught.value)
+    assert "patch_size" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AssertionError(), IndexError(""), KeyError("heads"), ZeroDivisionError("a\nb"), NotImplementedError(" \n")],
+)
+def test_whatever_a_network_raises_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(name: str, **_: object) -> nn.Module:
+        raise error
+
+    network, spec = build_backbone(BackboneSpec("test_vit")), BackboneSpec("test_vit")
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(network, "forward", create)
+    for refused in (lambda: build_backbone(spec), lambda: check_sizes(network, spec, [12])):
+        with pytest.raises(InputError, match=r"backbone 'test_vit' cannot take images of \d+ pixels \(.+\)$"):
+            refused()
+    assert network.training
+
+
+@pytest.mark.parametrize(
+    ("features", "said"), [(torch.zeros(2, 4, 7, 7), r"shape \(2, 4, 7, 7\)"), ([torch.zeros(2, 4)], "type list")]
+)
+def test_features_that_are_no_vectors_are_refused(
+    features: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones, "_features", lambda network, spec: features)
+    with pytest.raises(InputError, match=f"backbone 'test_vit' gives features of {said}, expected \\(B, D\\)"):
+        build_backbone(BackboneSpec("test_vit"))
+
+
+def test_local_crops_that_a_network_cannot_take_are_refused() -> None:
+    spec = BackboneSpec("levit_128s", size=64)
+    with pytest.raises(InputError, match="'levit_128s' cannot take images of 32 pixels"):
+        check_sizes(build_backbone(spec), spec, [64, 32])
 
 
 def trained(spec: BackboneSpec) -> nn.Module:
@@ -215,6 +330,7 @@ def test_timm_alone_reads_an_export_and_gives_the_same_features(tmp_path: Path) 
         BackboneSpec("test_vit", 1, 64, (0.25,), (0.5,)),
         BackboneSpec("test_vit3", 3, 128),
         BackboneSpec("test_resnet", 1, 224, (0.25,), (0.5,)),
+        BackboneSpec("levit_128s", 3, 64),  # takes no patch size
     ]
     networks = [trained(spec) for spec in specs]
     folders = [tmp_path / spec.name for spec in specs]
@@ -251,3 +367,52 @@ def test_channels_last_views_give_the_same_features() -> None:
         assert torch.equal(
             encode(network, views), encode(network, views.contiguous(memory_format=torch.channels_last))
         )
+
+
+@pytest.mark.parametrize(("name", "size", "safe"), [("repvgg_a0", 144, False), ("repvgg_a0", 28, True)])
+def test_channels_last_is_left_off_where_torch_would_crash(name: str, size: int, safe: bool) -> None:
+    network = build_backbone(BackboneSpec(name, size=size))
+    layouts: list[bool] = []
+    network.register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    wide = next(c for c in convolutions(network) if c.kernel_size == (3, 3) and c.in_channels > 3)
+    assert wide.weight.is_contiguous(memory_format=torch.channels_last) == safe
+    encode(network, draw_views(3, size, 2))
+    encode(network.to("meta"), draw_views(3, size, 2).to("meta"))  # as on a GPU
+    assert layouts == [safe, True]
+
+
+@pytest.mark.parametrize(
+    ("convolution", "overruns"),
+    [
+        (nn.Conv2d(3, 8, 1, 2), True),
+        (nn.Conv2d(15, 8, 1, (1, 2)), True),
+        (nn.Conv2d(8, 8, 1, 4), True),
+        (nn.Conv2d(16, 8, 1, 2), False),
+        (nn.Conv2d(3, 8, 1, 1), False),
+        (nn.Conv2d(3, 8, 3, 2), False),
+        (nn.Conv2d(6, 8, 1, 2, groups=2), False),
+        (nn.Linear(3, 8), False),
+    ],
+)
+def test_which_convolutions_overrun(convolution: nn.Module, overruns: bool) -> None:
+    assert backbones._overruns_in_channels_last(convolution) == overruns
+
+
+STEPS = """
+import sys
+import torch
+from amimv.models.backbones import BackboneSpec, build_backbone, encode
+for name in sys.argv[1:]:
+    network = build_backbone(BackboneSpec(name, size=144))
+    for _ in range(3):
+        encode(network, torch.randn(2, 3, 144, 144)).square().sum().backward()
+"""
+
+
+def test_strided_stems_of_1x1_convolutions_train_on_a_cpu() -> None:
+    """In a process of its own, which the overrun would end."""
+    command = [sys.executable, "-c", STEPS, "repvgg_a0", "mobileone_s0", "fastvit_t8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,98 @@
+"""The table of docs/backbones.md: the smallest model of every timm module, trained one step at three image sizes.
+
+    python tests/models/every_timm_module.py [MODEL ...]
+
+About a quarter of an hour on one core. Each step (forward, backward, two images, on the CPU) has a process of its own,
+so that a crash of torch is a row and not the end.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+import timm
+import torch
+
+from amimv import InputError
+from amimv.models.backbones import BackboneSpec, build_backbone, encode
+
+#: Families that share a module with a smaller one.
+ALSO = (
+    "repvgg_a0",
+    "fastvit_t8",
+    "vit_tiny_r_s16_p8_224",
+    "mixer_s16_224",
+    "maxvit_rmlp_pico_rw_256",
+    "vit_small_patch16_dinov3",
+)
+
+#: Seconds for one step.
+LIMIT = 90
+
+
+def count_parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name, num_classes=0).parameters())
+
+
+def smallest_model(module: str) -> str:
+    """The model with the fewest parameters, timm's own test models aside."""
+    names = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
+    return min(names, key=count_parameters)
+
+
+def native_size(name: str) -> int:
+    return int(timm.get_pretrained_cfg_value(name, "input_size")[1])
+
+
+def train_step(name: str, size: int, result: Connection) -> None:
+    """Send ``yes``, or why not, from this process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the C library's last words
+    torch.manual_seed(0)
+    try:
+        network = build_backbone(BackboneSpec(name, size=size))
+        features = encode(network, torch.randn(2, 3, size, size))
+        features.square().sum().backward()
+        finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in network.parameters())
+        result.send("yes" if finite else "gradients that are not finite")
+    except InputError as error:
+        result.send(str(error))
+    except Exception as error:
+        result.send(f"{type(error).__name__}: {error}")
+
+
+def outcome(name: str, size: int) -> str:
+    here, there = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=train_step, args=(name, size, there))
+    process.start()
+    there.close()
+    try:
+        said = here.recv() if here.poll(LIMIT) else f"no result in {LIMIT} s"
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        said = f"torch died of {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
+    process.kill()
+    process.join()
+    return str(said)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    names = sys.argv[1:] or sorted({*map(smallest_model, timm.list_modules()), *ALSO})
+    print("| timm module | model tried | native | 64 | 28 | why not |\n|---|---|---|---|---|---|")
+    for name in names:
+        module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+        native = native_size(name)
+        said = [outcome(name, size) for size in (native, 64, 28)]
+        why = "; ".join(dict.fromkeys(s.removeprefix(f"backbone '{name}' ") for s in said if s != "yes"))
+        cells = ["yes" if s == "yes" else "no" for s in said]
+        print(f"| {module} | {name} | {cells[0]} ({native}) | {cells[1]} | {cells[2]} | {why} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
