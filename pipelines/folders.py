@@ -1,4 +1,4 @@
-"""Folders of JPEG and PNG files: listed once, read and decoded batch by batch with NVIDIA DALI.
+"""Images that stay in their files: read and decoded batch by batch with NVIDIA DALI.
 
 For images that do not fit into memory: only the paths are held. The files are read by a few threads, decoded by
 DALI's (on a GPU by the GPU), and `EncodedImages.stream` does so ahead of whoever takes the batches.
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +17,21 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
+from amimv.pipelines.image_files import (
+    DECODED,
+    LOOKED_AT,
+    check_header,
+    read_header,
+    rewrite,
+    sixteen_bits_told,
+)
 
-SPLITS = ("train", "val", "test")
-#: The files that are images, by the end of their names in lower case.
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 #: Batches that are read and decoded before they are asked for.
 AHEAD = 2
 #: Images that are decoded at once: a part of a batch, as each is held in its full size until it is resized.
 CHUNK = 64
 #: Threads that read files; they wait for the disk or the network, not for a core.
 READERS = 8
-LAYOUT = "expected PATH/train/CLASS/*.jpg, PATH/val/CLASS/*.jpg and PATH/test/CLASS/*.jpg (or .jpeg, .png)"
 
 
 def _dali() -> tuple[Any, Any]:
@@ -44,75 +47,27 @@ def _dali() -> tuple[Any, Any]:
     return ndd, types
 
 
-class FolderSplit(NamedTuple):
-    """The images of a split: their paths, in a fixed order, one class each, and the names of the classes."""
-
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
-
-
-def list_folder(folder: Path, split: str) -> FolderSplit:
-    """Find the images of a split in ``folder/{train,val,test}/CLASS/**``, or, as "train", in ``folder/CLASS/**``.
-
-    The classes are the sub-folders of all splits together, sorted; a class may lack images in a split. Taken are
-    the files whose names end in one of ``EXTENSIONS``, in any case, sorted; hidden files and folders, and images
-    beside the class folders, are left out. No file is opened.
-
-    Raises:
-        InputError: if there is no such folder or split, fewer than two classes, or no image in the split.
-    """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: {LAYOUT}")
-    tops = {s: folder / s for s in SPLITS if (folder / s).is_dir()} or {"train": folder}
-    if split not in tops:
-        found = "class folders only, which are all 'train'" if tops == {"train": folder} else f"only {', '.join(tops)}"
-        raise InputError(f"{folder} has no split {split!r} ({found}): {LAYOUT}")
-    class_names = tuple(sorted({name for top in tops.values() for name in _folder_names(top)}))
-    if len(class_names) < 2:
-        got = f"one class folder ({class_names[0]})" if class_names else "no class folders"
-        raise InputError(f"{folder} has {got}, at least two are needed: {LAYOUT}")
-    found_in = [_image_paths(tops[split] / name) for name in class_names]
-    paths = tuple(path for found in found_in for path in found)
-    if not paths:
-        raise InputError(f"{tops[split]} has no {', '.join(EXTENSIONS)} file in its class folders: {LAYOUT}")
-    labels = tuple(label for label, found in enumerate(found_in) for _ in found)
-    return FolderSplit(paths, labels, class_names)
-
-
-def _folder_names(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def _image_paths(folder: Path) -> list[str]:
-    """The images at any depth, sorted folder by folder."""
-    found = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
-        found += [Path(where, name) for name in images]
-    return [str(path) for path in sorted(found, key=lambda path: path.parts)]
-
-
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
     """Images that lie in files, and how they are decoded.
 
-    Each is decoded to RGB, or to grey where ``channels`` is 1 (transparency is dropped, 16 bits become 8), turned
-    as its EXIF orientation says, resized to ``size`` along its shorter side (linear, antialiased) and cropped to
-    the square in the middle.
+    JPEG, PNG, TIFF (of several pages the first), BMP or WebP; what DALI does not decode, PIL does. Each is decoded to
+    RGB, or to grey where ``channels`` is 1 (transparency is dropped), turned as its EXIF orientation says, resized to
+    ``size`` along its shorter side (linear, antialiased) and cropped to the square in the middle.
 
     Attributes:
         paths: of the files, N.
         size: height and width of the decoded images in pixels.
         channels: 1 or 3.
         device: where the decoded images are wanted; on a CUDA device they are decoded there.
+        sixteen_bits: whether images of 16 bits are reduced to 8, or refused.
     """
 
     paths: tuple[str, ...] = field(repr=False)
     size: int
     channels: int
     device: torch.device
+    sixteen_bits: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -171,18 +126,22 @@ class EncodedImages:
         return _Decoded(out.view(shape), event)
 
     def _decode_chunk(self, paths: list[str], encoded: list[np.ndarray]) -> Tensor:
+        for i, (path, file) in enumerate(zip(paths, encoded, strict=True)):
+            header = read_header(file)
+            check_header(header, path, self.sixteen_bits)
+            if not header.plain and header.bits <= 8:
+                encoded[i] = _rewritten(path, file)
         try:
             return self._decode_files(encoded)
         except RuntimeError:
             # DALI does not say which it was.
-            for path, file in zip(paths, encoded, strict=True):
-                try:
-                    self._decode_files([file])
-                except RuntimeError as error:
-                    raise InputError(
-                        f"{path} cannot be decoded as JPEG or PNG: it is damaged or of another kind; remove it"
-                    ) from error
-            raise
+            return torch.cat([self._decode_file(path, file) for path, file in zip(paths, encoded, strict=True)])
+
+    def _decode_file(self, path: str, file: np.ndarray) -> Tensor:
+        try:
+            return self._decode_files([file])
+        except RuntimeError:
+            return self._decode_files([_rewritten(path, file)])
 
     def _decode_files(self, encoded: list[np.ndarray]) -> Tensor:
         ndd, types = _dali()
@@ -190,6 +149,15 @@ class EncodedImages:
         colour = types.GRAY if self.channels == 1 else types.RGB
         images = ndd.decoders.image(ndd.as_batch(encoded), device=where, output_type=colour)
         return ndd.resize_crop_mirror(images, resize_shorter=side, crop=(side, side), antialias=True).torch()
+
+
+def _rewritten(path: str, file: np.ndarray) -> np.ndarray:
+    try:
+        return rewrite(file)
+    except ValueError as error:
+        raise InputError(
+            f"{path} cannot be decoded as an image: it is damaged or of another kind than JPEG, PNG, TIFF, BMP, WebP"
+        ) from error
 
 
 class _Decoded(NamedTuple):
@@ -263,3 +231,57 @@ def _read_file(path: str) -> np.ndarray:
         return np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def inspect_files(paths: tuple[str, ...], title: str) -> tuple[bool, list[str]]:
+    """Look at the headers of an evenly spaced sample of at most ``LOOKED_AT`` image files.
+
+    Args:
+        paths: of at least one file.
+        title: begins the remarks.
+
+    Returns:
+        Whether images of 16 bits are among them, and remarks on what would be lost unseen.
+
+    Raises:
+        InputError: if 8 bits would keep too little of them, or a file cannot be read.
+    """
+    n = len(paths)
+    chosen = [paths[i * n // min(n, LOOKED_AT)] for i in range(min(n, LOOKED_AT))]
+    deep: list[str] = []
+    pages = 0
+    with _threads(READERS, "read") as readers:
+        for path, file in zip(chosen, readers.map(_read_file, chosen), strict=True):
+            header = read_header(file)
+            check_header(header, path, sixteen_bits=True)
+            pages += header.pages > 1
+            deep += [path] * (header.bits > 8)
+    remarks = []
+    if pages:
+        remarks.append(
+            f"{title}: {pages} of {len(chosen)} files looked at have more than one page, of which the first is taken"
+        )
+    if images := _decode_wide(deep[:: -(-len(deep) // DECODED) or 1]):
+        told, enough = sixteen_bits_told(images)
+        line = f"{title}: {len(deep)} of {len(chosen)} images looked at have 16 bits, {told}"
+        if not enough:
+            raise InputError(f"{line}: rescale them to 8 bits, or to 0..65535")
+        remarks.append(f"{line}: they are reduced to 8 bits")
+    return bool(deep), remarks
+
+
+def _decode_wide(paths: list[str]) -> list[np.ndarray]:
+    """Images of 16 bits as they are, ``(H, W, C)`` ``uint16``; what is damaged is left to whoever wants it."""
+    if not paths:
+        return []
+    ndd, types = _dali()
+    images = []
+    with _borrowed(torch.device("cpu")) as engine, ndd.EvalMode.sync_cpu, engine.context:
+        for path in paths:
+            batch = ndd.as_batch([_read_file(path)])
+            try:
+                decoded = ndd.decoders.image(batch, device="cpu", output_type=types.ANY_DATA, dtype=types.UINT16)
+                images.append(np.asarray(decoded.tensors[0]))
+            except RuntimeError:
+                continue
+    return images

@@ -1,7 +1,7 @@
 """Image stores: a whole data set as one ``uint8`` tensor that stays on a device.
 
 Four sources share one face: MedMNIST's twelve 2-D sets, any ``.npz`` in MedMNIST's layout, the embedded phantom,
-and folders of JPEG and PNG files, which stay encoded and are decoded batch by batch. Everything an array can have
+and folders of image files, which stay encoded and are decoded batch by batch. Everything an array can have
 wrong is found here, at load, in one line; behind it nothing is checked again. A damaged image file is found when it
 is decoded.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError, did_you_mean, first_line, user_path
-from amimv.pipelines.folders import SPLITS, EncodedImages, list_folder
+from amimv.pipelines.folders import EncodedImages, inspect_files
 from amimv.pipelines.labels import (
     MULTI_LABEL,
     check_range,
@@ -33,6 +33,7 @@ from amimv.pipelines.labels import (
     missing_classes,
     settle_labels,
 )
+from amimv.pipelines.listing import SPLITS, list_folder
 from amimv.pipelines.pixels import PixelSummary, chunk_length, pixel_remark, summarise
 
 #: What the name of a data set begins with that is a folder of images.
@@ -235,9 +236,10 @@ def load_store(
         name: "phantom", one of ``medmnist_names()``, or the path (as it is, else in ``root`` or ``$AMIMV_DATA``)
             of an ``.npz`` in MedMNIST's layout
             (``train_images`` ``(N, H, W)`` or ``(N, H, W, C)`` ``uint8``, ``train_labels`` ``(N,)``,
-            ``(N, 1)`` or multi-hot ``(N, L)``, ``val_...``, ``test_...``), or "folder:PATH" with JPEG and PNG files
-            in ``PATH/{train,val,test}/CLASS/``, or in ``PATH/CLASS/``, which is all "train". Those are decoded when
-            they are asked for, as `EncodedImages` says; the classes are the folders of all splits together.
+            ``(N, 1)`` or multi-hot ``(N, L)``, ``val_...``, ``test_...``), or "folder:PATH" with JPEG, PNG, TIFF,
+            BMP or WebP files in ``PATH/{train,val,test}/CLASS/``, or in ``PATH/CLASS/``, which is all "train": see
+            `list_folder`. They are decoded when they are asked for, as `EncodedImages` says. What is left out of a
+            folder, or looks like a mistake, stands in the log.
         split: "train", "val" or "test".
         size: height and width in pixels; by default 28, or whatever an own ``.npz`` has, or 224 for a folder.
         root: folder of the MedMNIST files.
@@ -431,17 +433,20 @@ def _check_md5(path: Path, expected: str) -> None:
 def _folder_parts(
     path: str, split: str, size: int | None, channels: int | None, device: torch.device
 ) -> tuple[_Parts, str]:
-    """A folder of images, none of them opened yet, and the folder's name."""
+    """A folder of images, of which but a few have been opened, and the folder's name."""
     size = 224 if size is None else size
     if size < 1:
         raise InputError(f"size is {size}, expected at least 1 pixel")
     if not path:
         raise InputError(f"{FOLDER!r} names no folder: expected {FOLDER}PATH with images in PATH/train/CLASS")
     folder = user_path(path)
-    found = list_folder(folder, split)
-    images = EncodedImages(found.paths, size, channels or 3, device)
+    found, title = list_folder(folder, split), folder.resolve().name
+    sixteen_bits, remarks = inspect_files(found.paths, f"{title}, {split}")
+    for line in (*found.remarks, *remarks):
+        _log.warning(line)
+    images = EncodedImages(found.paths, size, channels or 3, device, sixteen_bits)
     task = infer_task(False, len(found.class_names))
-    return _Parts(images, torch.tensor(found.labels), found.class_names, task), folder.resolve().name
+    return _Parts(images, torch.tensor(found.labels), found.class_names, task), title
 
 
 def _own_file(name: str, root: str | Path | None) -> Path:
