@@ -16,9 +16,10 @@ import pandas as pd
 import yaml
 
 from amimv import InputError, first_line
+from amimv.trainers.checks import OF_BASELINES
 from amimv.trainers.evaluation import COLUMNS, ORDER
 from amimv.trainers.settings import METHODS, settings_class
-from amimv.trainers.study import NOT_IDENTITY, OF_BASELINES, PLAN_COLUMNS
+from amimv.trainers.study import NOT_IDENTITY, PLAN_COLUMNS
 
 #: Columns that results of earlier versions lack.
 OPTIONAL = ("total", "partner", "steps", "val_balanced_accuracy")
@@ -235,7 +236,8 @@ def read_results(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame(lines).reindex(columns=COLUMNS).astype(object).fillna("")
     for name in (*NUMBERS, *SCORES):
         frame[name] = pd.to_numeric(frame[name].replace("", None))
-    frame["total"] = frame["total"].fillna(0.0)
+    # Given indices have no ratio, and no ratio is 0.
+    frame[["total", "rho"]] = frame[["total", "rho"]].fillna(0.0)
     return frame
 
 
@@ -245,7 +247,8 @@ def _problem(line: dict[Any, Any]) -> str:
         return "torn: it has another number of values than the header"
     for name in (*NUMBERS, *SCORES):
         value = line.get(name, "")
-        if (value == "" and name not in NEEDED) or (value == "inf" and name == "realised_ratio"):
+        needed = name in NEEDED and (name, line["profile"]) != ("rho", "indices")
+        if (value == "" and not needed) or (value == "inf" and name == "realised_ratio"):
             continue
         if not _is_number(value):
             return f"{name} is '{value}', expected a number"

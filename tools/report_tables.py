@@ -137,6 +137,8 @@ def percent(share: float) -> str:
 def describe_subset(row: Mapping[str, object]) -> str:
     """The imbalance that was asked for."""
     profile, rho, total = row["profile"], float(str(row["rho"])), float(str(row["total"]))
+    if profile == "indices":
+        return f"given indices, {total:,.0f} images in total"
     if profile == "natural" or (profile == "exp" and rho == 1 and not total):
         return "natural distribution"
     return f"rho {rho:g} ({profile})" + (f", {total:,.0f} images in total" if total else "")
@@ -332,4 +334,5 @@ def long_form(rows: pd.DataFrame) -> pd.DataFrame:
     columns["n_seeds"] = grouped["seed"].nunique()
     columns["n_train"], columns["realised_ratio"] = grouped["n_train"].mean(), grouped["realised_ratio"].mean()
     columns["runs"] = grouped["run"].agg(lambda runs: " ".join(sorted(set(runs))))
-    return pd.DataFrame(columns).reset_index().rename(columns={"name": "row"})
+    made = pd.DataFrame(columns).reset_index().rename(columns={"name": "row"})
+    return made.assign(rho=made["rho"].where(made["rho"] > 0))

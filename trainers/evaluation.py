@@ -361,10 +361,11 @@ def _row(
     row = {
         "run": run,
         "data": test.name,
-        "profile": s.profile,
-        "rho": s.rho,
+        # Of given indices, what they are: no ratio was asked for.
+        "profile": "indices" if s.indices else s.profile,
+        "rho": "" if s.indices else s.rho,
         "realised_ratio": round(realised_ratio(counts), 4),
-        "total": s.total,
+        "total": len(splits.train) if s.indices else s.total,
         "n_train": len(labelled),
         "method": s.method if own else "",
         "recipe": s.recipe if own else "",

@@ -46,12 +46,13 @@ from amimv.pipelines import (
 )
 from amimv.pipelines.rng import library_seed
 from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
+from amimv.trainers.checks import LARS
 from amimv.trainers.data import backbone_spec, describe_images, load_split, load_training_subset
 from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extract_features
 from amimv.trainers.probes import balanced_accuracy, knn_probe
 from amimv.trainers.run_folder import describe_environment, draw_curves, open_run, run_path, write_json
 from amimv.trainers.schedules import warmup_cosine
-from amimv.trainers.settings import LARS, PretrainSettings, resolve
+from amimv.trainers.settings import PretrainSettings, resolve
 
 EXIT_NOT_FINITE = 1
 EXIT_BAD_INPUT = 2
@@ -204,6 +205,12 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
     )
     total_steps = s.steps or s.epochs * loader.steps_per_epoch
     loader.epochs = math.ceil(total_steps / loader.steps_per_epoch)
+    if "cluster-balanced" in (s.sampler, s.partner) and loader.epochs <= s.cluster_every:
+        logger.warning(
+            "cluster-balanced draws uniformly in all %d epochs: the first clusters come after %d (--cluster-every)",
+            loader.epochs,
+            s.cluster_every,
+        )
     spec = backbone_spec(s, store)
     torch.manual_seed(s.seed)
     backbone = build_backbone(spec)

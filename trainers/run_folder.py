@@ -14,7 +14,8 @@ import torch
 
 from amimv import InputError, __version__, user_path
 from amimv.pipelines.stores import FOLDER
-from amimv.trainers.settings import FREE_ON_RESUME, PretrainSettings, from_yaml, to_yaml
+from amimv.trainers.checks import FREE_ON_RESUME
+from amimv.trainers.settings import PretrainSettings, from_yaml, to_yaml
 
 PACKAGES = [
     "torch",

@@ -4,11 +4,9 @@ Later layers win: dataclass < ``configs/METHOD.yaml`` < ``--preset`` < ``--confi
 the command line. Every resolved value remembers its layer.
 """
 
-import math
+import logging
 import os
-import reprlib
 import sys
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache
@@ -20,59 +18,19 @@ import yaml
 
 from amimv import InputError, check_choice, did_you_mean, user_path
 from amimv.models.methods import METHODS
-from amimv.pipelines import BACKENDS, PROFILES, SAMPLERS, ViewPolicy
-from amimv.pipelines.labels import check_task_name
+from amimv.pipelines import ViewPolicy
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
-from amimv.pipelines.recipes import HARD, RECIPES
+from amimv.pipelines.recipes import HARD
+from amimv.trainers.checks import CHOICES, check, check_value, idle, refuse_contradictions
 from amimv.trainers.yaml_values import coerce, read_yaml
+
+logger = logging.getLogger("amimv")
 
 CONFIGS = Path(__file__).parent / "configs"
 #: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
 METHOD_ALIASES = {"amimv": "mimv"}
-#: Settings that touch no result: where things are, and how often something is said, saved or scored.
-NO_EFFECT = (
-    *("resume", "output", "name", "config", "preset", "root", "tracker"),
-    *("log_every", "save_every", "knn_every"),
-)
-#: Settings that may change when a run is resumed: the training does not depend on them.
-FREE_ON_RESUME = (
-    *NO_EFFECT,
-    *("evaluate", "label_fractions", "supervised_steps", "supervised_lr", "finetune"),
-)
-#: timm's forms of LARS, which take a trust coefficient.
-LARS = ("lars", "larc", "nlars", "nlarc")
-
-#: The least that whole numbers may be; others 0, and widths 1 unless 0 is their default and has a meaning.
-LEAST = dict.fromkeys(("accumulation", "log_every", "save_every", "cluster_every", "partners", "batch_size"), 1)
-LEAST |= {"clusters": 2, "queue": 1, "prototypes": 2, "iterations": 1}
-WIDTHS = ("projector_hidden", "projector_out", "predictor_hidden")
-POSITIVE = ("lr", "trust_coefficient", "epsilon", "teacher_temperature_start", "loss_scale")
-NOT_EMPTY = ("data", "method", "backbone", "optimizer", "output", "preset")
-#: Settings of text with a closed list of values: what errors call them, and the values.
-CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "recipe": ("recipe", (*RECIPE_ALIASES, *RECIPES)),
-    "sampler": ("sampler", SAMPLERS),
-    "partner": ("partner sampler", SAMPLERS),
-    "backend": ("backend", BACKENDS),
-    "profile": ("profile", PROFILES),
-    "channels": ("number of channels", ("0", "1", "3")),
-    "mixed_precision": ("mixed precision", ("no", "bf16", "fp16")),
-    "resume": ("resume mode", ("no", "auto")),
-    "exclude_duplicates": ("value of exclude-duplicates", ("auto", "yes", "no")),
-    "baselines": ("value of baselines", ("yes", "no", "only")),
-    "online": ("online strength", ("hard", "soft")),
-    "self_term": ("self-term", ("once", "published")),
-    "average": ("average", ("ratios", "logs")),
-}
 #: Settings that are places, in which ``~`` is the home folder; so it is in ``data``, where that is a place.
 PATHS = ("root", "indices", "output", "config")
-SHARES = (
-    *("freeze_prototypes", "queue_start", "teacher_temperature_warmup", "pruned", "prune_every"),
-    *("weight_decay", "beta"),
-)
-#: Any 64-bit integer: what PyTorch takes as a seed, and what tells one seed from another in `amimv.pipelines.rng`.
-SEEDS = ("seed", "data_seed")
-NOT_NEGATIVE = ("redundancy", "invariance", "variance", "covariance", "periods")
 
 
 @dataclass(frozen=True)
@@ -362,6 +320,7 @@ def _settled(cls: type[PretrainSettings], values: dict[str, Any]) -> PretrainSet
     values = values | {"method": METHOD_ALIASES.get(method, method), "recipe": RECIPE_ALIASES.get(recipe, recipe)}
     settings = cls(**_at_home(values))
     check(settings)
+    refuse_contradictions(settings)
     return settings
 
 
@@ -406,7 +365,10 @@ def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[Pre
     flags = _one_length({name: getattr(parsed, name) for name in _given(argv) if name in sources}, "the command line")
     sources |= dict.fromkeys(flags, "flag")
     preset, method = values["preset"], first("method", PretrainSettings.method)
-    return _settled(cls, values | flags | {"preset": preset, "method": method}), sources
+    settings = _settled(cls, values | flags | {"preset": preset, "method": method})
+    for names, reason in idle(settings, flags):
+        logger.info("no effect here: %s: %s", ", ".join(names), reason)
+    return settings, sources
 
 
 def _one_length(layer: dict[str, Any], source: str) -> dict[str, Any]:
@@ -417,76 +379,6 @@ def _one_length(layer: dict[str, Any], source: str) -> dict[str, Any]:
         if layer.get(name):
             layer = layer | {other: 0}
     return layer
-
-
-def check(settings: PretrainSettings) -> None:
-    """Raise an `InputError` for a value that no run could use."""
-    s = settings
-    for field in fields(s):
-        check_value(field.name, getattr(s, field.name), field.default)
-    if s.profile == "natural" and s.rho != 1:
-        raise InputError(f"profile natural has no ratio, but rho is {s.rho:g}: leave one of them out")
-    if not s.data.startswith("folder:"):  # which scales to any size
-        check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
-    if not s.epochs and not s.steps:
-        raise InputError("no length of training: give --epochs or --steps")
-    if s.optimizer in LARS and s.weight_decay == 0:
-        raise InputError(f"weight decay 0 turns the adaptation of {s.optimizer} off: give a small one, such as 1e-9")
-    s.policy()
-    s.second_policy()
-
-
-def check_value(name: str, value: Any, default: Any) -> None:
-    """Raise an `InputError` for a value that its setting cannot have, whatever the others are."""
-    if name == "task" and value:
-        check_task_name(value)
-    if name in CHOICES:
-        check_choice(CHOICES[name][0], str(value), CHOICES[name][1])
-    if name == "label_fractions" and not (value and all(0 < fraction <= 1 for fraction in value)):
-        raise InputError(f"label fractions are {value}, expected shares in (0, 1]")
-    if name == "supervised_lr" and not (value and all(0 < rate < math.inf for rate in value)):
-        raise InputError(f"supervised learning rates are {value}, expected one or more above 0")
-    if name == "warmup" and not 0 <= value < 1:
-        raise InputError(f"warmup is {value}, expected a share of the training in [0, 1)")
-    if name == "rho" and not 1 <= value < math.inf:
-        raise InputError(f"rho is {value}, expected a ratio (largest over smallest class) of at least 1")
-    if isinstance(value, str):
-        _check_text(name, value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        _check_whole(name, value, default)
-    elif isinstance(value, float):
-        _check_number(name, value)
-
-
-def _check_text(name: str, value: str) -> None:
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
-        raise InputError(f"{name} is {reprlib.repr(value)}, expected text without line breaks and other controls")
-    if not value and name in NOT_EMPTY:
-        raise InputError(f"{name} is empty: give one, or leave it out")
-    if name == "name" and (Path(value).is_absolute() or ".." in Path(value).parts):
-        raise InputError(f"name is {reprlib.repr(value)}, expected that of a folder in --output")
-
-
-def _check_whole(name: str, value: int, default: Any) -> None:
-    least, most = LEAST.get(name, 1 if default and name in WIDTHS else 0), 2**31 - 1
-    if name in SEEDS:
-        least, most = -(2**63), 2**63 - 1
-    if value < least:
-        raise InputError(f"{name} is {reprlib.repr(value)}, expected at least {least}")
-    if value > most:
-        raise InputError(f"{name} is {reprlib.repr(value)}, expected at most {most}")
-
-
-def _check_number(name: str, value: float) -> None:
-    """Raise an `InputError` for a number that is out of the range that its name stands for, or not a number."""
-    if (name.endswith("temperature") or name in POSITIVE) and not 0 < value < math.inf:
-        raise InputError(f"{name} is {value}, expected more than 0")
-    if (name.endswith("momentum") or name in SHARES) and not 0 <= value <= 1:
-        raise InputError(f"{name} is {value}, expected 0 to 1")
-    if name in NOT_NEGATIVE and not value >= 0:
-        raise InputError(f"{name} is {value}, expected at least 0")
-    if not -math.inf < value < math.inf:
-        raise InputError(f"{name} is {value}, expected a number")
 
 
 def to_yaml(settings: PretrainSettings, sources: dict[str, str]) -> str:

@@ -31,9 +31,10 @@ from typing import Any, get_origin, get_type_hints
 from amimv import InputError, check_choice, did_you_mean
 from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.stores import FOLDER, medmnist_names
+from amimv.trainers.checks import NO_EFFECT, OF_BASELINES
 from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import METHODS, NO_EFFECT, PretrainSettings, settings_class, settings_from
+from amimv.trainers.settings import METHODS, PretrainSettings, settings_class, settings_from
 from amimv.trainers.yaml_values import coerce, read_yaml
 
 PARTS = ("settings", "sets", "grids")
@@ -43,24 +44,6 @@ LISTS = tuple(name for name, kind in get_type_hints(PretrainSettings).items() if
 OWN = ("output", "name", "config", "resume", "baselines", "indices", "evaluate")
 #: What decides which published split is read.
 OF_SPLIT = ("data", "size", "channels", "task", "root", "data_seed")
-#: What a cell without pre-training depends on; everything else is left at its default there.
-OF_BASELINES = (
-    *("data", "data_seed", "size", "channels", "task", "root", "rho", "profile", "total", "backbone", "batch_size"),
-    *(
-        "preset",
-        "view_size",
-        "crop_min",
-        "crop_max",
-        "hflip",
-        "vflip",
-        "rotation",
-        "brightness",
-        "contrast",
-        "saturation",
-    ),
-    *("hue", "jitter_p", "grey_p", "blur_p", "solarise_p", "seed"),
-    *("label_fractions", "supervised_steps", "supervised_lr"),
-)
 #: What does not tell two cells apart: names of the subset (its images do) and what touches no result.
 NOT_IDENTITY = ("rho", "profile", "total", *NO_EFFECT)
 PLAN_COLUMNS = (

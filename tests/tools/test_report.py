@@ -19,10 +19,12 @@ from amimv.tools.report import ReportSettings, _escape, report
 from amimv.tools.report_runs import Study, read_study
 from amimv.tools.report_tables import (
     Table,
+    describe_subset,
     difference_table,
     drop_table,
     find_reference,
     gain_table,
+    long_form,
     main_table,
     pick,
     with_fixed_tail,
@@ -430,6 +432,23 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
 def test_an_unknown_baseline_lists_the_near_ones(runs: Path) -> None:
     with pytest.raises(InputError, match="did you mean simclr"):
         report(ReportSettings((str(runs),), baseline="simcrl", output=str(runs / "page.html")))
+
+
+def test_runs_on_given_indices_are_a_table_of_their_own(runs: Path, tmp_path: Path) -> None:
+    """They have no ratio: results say so by an empty one."""
+    own = {"profile": "indices", "rho": "", "total": 40, "n_train": 40}
+    write_run(runs / "given", [own | SIMCLR | {"right": (30, 15, 5)}])
+    study = read_study([runs])
+    assert not study.left_out or all("given" not in name for name, _ in study.left_out)
+    titles = {describe_subset(row) for row in study.rows.to_dict("records")}
+    assert titles == {"given indices, 40 images in total", "natural distribution", "rho 50 (exp)"}
+    report(ReportSettings((str(runs),), output=str(tmp_path / "page.html")))
+    assert "given indices, 40 images in total" in (tmp_path / "page.html").read_text()
+    table = long_form(study.rows)
+    assert (table["rho"].isna() == (table["profile"] == "indices")).all()
+    results = runs / "given" / "results.csv"
+    results.write_text(results.read_text().replace("indices", "exp"))
+    assert any("rho is ''" in reason for _, reason in read_study([runs]).left_out)
 
 
 def test_csv_is_the_long_form(runs: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from amimv.trainers.evaluation import (
     train_supervised,
     write_results,
 )
+from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import PretrainSettings, resolve, to_yaml
 
 EXPECTED_COLUMNS = (
@@ -465,12 +466,14 @@ def test_the_labels_of_test_decide_nothing(tiny: Splits) -> None:
     ],
 )
 def test_which_rows_there_are(tiny: Splits, flags: tuple[str, ...], pretrained: bool) -> None:
-    settings = settings_for(*flags)
+    # Of earlier versions there may be runs with settings that are refused together now.
+    settings = settings_for(*(flag for flag in flags if flag not in ("--finetune", "--supervised-steps", "0")))
+    steps = "--supervised-steps" not in flags
+    settings = replace(settings, finetune="--finetune" in flags, supervised_steps=2 if steps else 0)
     spec = backbone_spec(settings, tiny.train)
     rows, arrays = evaluate_features(
         settings, tiny, spec, pretrained_backbone(spec) if pretrained else None, "abc", "r"
     )
-    steps = settings.supervised_steps > 0
     expected = []
     if "no" not in flags:
         expected += [("majority", ""), *((name, p) for name in ("raw pixels", "random") for p in ("knn", "linear"))]
@@ -694,6 +697,24 @@ def test_evaluate_without_a_run_is_one_line_and_status_2(
     assert line.startswith("error: ")
     assert ("no exported backbone" if have_config else "holds no run") in line
     assert not (tmp_path / "run" / "results.csv").exists()
+
+
+def test_given_indices_are_told_as_such(tiny: Splits, tmp_path: Path) -> None:
+    """Also of a run that an earlier version started with a ratio, which it did not use."""
+    indices = np.arange(0, len(tiny.train), 2)
+    np.save(tmp_path / "some.npy", indices)
+    settings = write_run(tmp_path, tiny, "--indices", str(tmp_path / "some.npy"))
+    for rho in ("1.0", "100.0"):
+        config = tmp_path / "run" / "config.yaml"
+        config.write_text(config.read_text().replace("rho: 1.0", f"rho: {rho}"))
+        evaluate(EvaluateSettings(str(tmp_path / "run")))
+        rows, _ = read_run(tmp_path / "run")
+        told = {(row["profile"], row["rho"], row["total"], row["n_train"]) for row in rows}
+        assert told == {("indices", "", str(len(indices)), str(len(indices)))}
+        counts = np.bincount(tiny.train.labels.numpy()[indices])
+        assert {float(row["realised_ratio"]) for row in rows} == {round(counts.max() / counts.min(), 4)}
+    assert "indices" in default_name(settings)
+    assert "rho" not in default_name(settings)
 
 
 def test_evaluate_refuses_bad_fractions(tiny: Splits, tmp_path: Path) -> None:
