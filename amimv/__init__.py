@@ -27,10 +27,12 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     if value not in known:
         hint = f"{near} " if (near := did_you_mean(value, known, cutoff=0.4)) else ""
         listed = ", ".join(known) if len(known) <= 20 else f"{len(known)}, such as {', '.join(known[:3])}"
-        raise InputError(f"unknown {what} '{_shortened(value)}': {hint}choose from {listed}")
+        raise InputError(f"unknown {what} {shown(value)}: {hint}choose from {listed}")
 
 
-def _shortened(text: str, most: int = 60) -> str:
+def shown(value: object, most: int = 60) -> str:
+    """What the user gave, for a message: escaped, on one line, and cut where it is long."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -14,7 +14,7 @@ from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from amimv import InputError, did_you_mean, first_line
+from amimv import InputError, did_you_mean, first_line, shown
 
 #: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
 PLAIN_VITS = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "deit", "eva")
@@ -76,11 +76,13 @@ def _check_name(name: str) -> None:
     if not timm.is_model(name):
         near = did_you_mean(name.strip(), [SMALL, *timm.list_models()], cutoff=0.5)
         hint = f"{near} " if near else ""
-        raise InputError(f"unknown backbone {name!r}: {hint}give '{SMALL}' or a model of timm.list_models()")
+        raise InputError(f"unknown backbone {shown(name)}: {hint}give '{SMALL}' or a model of timm.list_models()")
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise InputError(f"unknown backbone {name!r} ({first_line(error)}): leave out what follows the dot") from error
+        raise InputError(
+            f"unknown backbone {shown(name)} ({first_line(error)}): leave out what follows the dot"
+        ) from error
 
 
 def _build_timm(spec: BackboneSpec) -> nn.Module:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amimv import InputError, did_you_mean
+from amimv import InputError, did_you_mean, shown
 
 #: The task of ChestMNIST in MedMNIST's words; every other task has one label per image.
 MULTI_LABEL = "multi-label, binary-class"
@@ -22,7 +22,7 @@ def check_task_name(task: str) -> None:
     """Raise an `InputError` for what is none of ``TASKS``; the near misses are listed."""
     if task not in TASKS:
         hint = f" ({near})" if (near := did_you_mean(task, TASKS)) else ""
-        raise InputError(f"unknown task {task!r}{hint}, expected one of: {'; '.join(TASKS)}")
+        raise InputError(f"unknown task {shown(task)}{hint}, expected one of: {'; '.join(TASKS)}")
 
 
 def check_task(task: str, multi_label: bool, n_classes: int, title: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError, did_you_mean, first_line
+from amimv import InputError, did_you_mean, first_line, shown
 from amimv.pipelines.rng import Key, Stream, hashes
 
 PROFILES = ("exp", "step", "pareto", "natural")
@@ -41,7 +41,7 @@ def profile_weights(n_classes: int, rho: float, profile: str, counts: Sequence[i
     """
     if profile not in PROFILES:
         hint = f" ({near})" if (near := did_you_mean(profile, PROFILES)) else ""
-        raise InputError(f"unknown profile {profile!r}{hint}, expected one of {', '.join(PROFILES)}")
+        raise InputError(f"unknown profile {shown(profile)}{hint}, expected one of {', '.join(PROFILES)}")
     if not 1 <= rho < math.inf:
         raise InputError(f"rho is {rho}, expected a finite ratio (largest over smallest class) of at least 1")
     if profile == "natural":

@@ -1,7 +1,6 @@
 """What settings can be: the range of each, what contradicts each other, and what does nothing beside the others."""
 
 import math
-import reprlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from timm.optim import get_optimizer_info, list_optimizers
 
-from amimv import InputError, check_choice
+from amimv import InputError, check_choice, shown
 from amimv.pipelines import BACKENDS, PROFILES, SAMPLERS
 from amimv.pipelines.labels import check_task_name
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
@@ -84,7 +83,10 @@ SHARES = (
 )
 #: Any 64-bit integer: what PyTorch takes as a seed, and what tells one seed from another in `amimv.pipelines.rng`.
 SEEDS = ("seed", "data_seed")
-NOT_NEGATIVE = ("redundancy", "invariance", "variance", "covariance", "periods")
+NOT_NEGATIVE = (
+    *("redundancy", "invariance", "variance", "covariance", "periods"),
+    *("rotation", "brightness", "contrast", "saturation"),
+)
 
 
 def check(settings: "PretrainSettings") -> None:
@@ -98,10 +100,18 @@ def check(settings: "PretrainSettings") -> None:
         check_choice("size", str(s.size), ("0", "28", "64", "128", "224"))
     if not s.epochs and not s.steps:
         raise InputError("no length of training: give --epochs or --steps")
+    if get_optimizer_info(s.optimizer).second_order:
+        raise InputError(f"optimizer {s.optimizer} needs second derivatives, which training lacks: give another")
     if s.optimizer in LARS and s.weight_decay == 0:
         raise InputError(f"weight decay 0 turns the adaptation of {s.optimizer} off: give a small one, such as 1e-9")
     s.policy()
     s.second_policy()
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """The values that a setting of text can have, where they are few."""
+    words = CHOICES.get(name, ("", ()))[1]
+    return words if len(words) <= 20 else ()
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
@@ -111,9 +121,9 @@ def check_value(name: str, value: Any, default: Any) -> None:
     if name in CHOICES:
         check_choice(CHOICES[name][0], str(value), CHOICES[name][1])
     if name == "label_fractions" and not (value and all(0 < fraction <= 1 for fraction in value)):
-        raise InputError(f"label fractions are {value}, expected shares in (0, 1]")
+        raise InputError(f"label fractions are {shown(value)}, expected shares in (0, 1]")
     if name == "supervised_lr" and not (value and all(0 < rate < math.inf for rate in value)):
-        raise InputError(f"supervised learning rates are {value}, expected one or more above 0")
+        raise InputError(f"supervised learning rates are {shown(value)}, expected one or more above 0")
     if name == "warmup" and not 0 <= value < 1:
         raise InputError(f"warmup is {value}, expected a share of the training in [0, 1)")
     if name == "rho" and not 1 <= value < math.inf:
@@ -128,11 +138,11 @@ def check_value(name: str, value: Any, default: Any) -> None:
 
 def _check_text(name: str, value: str) -> None:
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
-        raise InputError(f"{name} is {reprlib.repr(value)}, expected text without line breaks and other controls")
+        raise InputError(f"{name} is {shown(value)}, expected text without line breaks and other controls")
     if not value and name in NOT_EMPTY:
         raise InputError(f"{name} is empty: give one, or leave it out")
     if name == "name" and (Path(value).is_absolute() or ".." in Path(value).parts):
-        raise InputError(f"name is {reprlib.repr(value)}, expected that of a folder in --output")
+        raise InputError(f"name is {shown(value)}, expected that of a folder in --output")
 
 
 def _check_whole(name: str, value: int, default: Any) -> None:
@@ -140,9 +150,9 @@ def _check_whole(name: str, value: int, default: Any) -> None:
     if name in SEEDS:
         least, most = -(2**63), 2**63 - 1
     if value < least:
-        raise InputError(f"{name} is {reprlib.repr(value)}, expected at least {least}")
+        raise InputError(f"{name} is {shown(value)}, expected at least {least}")
     if value > most:
-        raise InputError(f"{name} is {reprlib.repr(value)}, expected at most {most}")
+        raise InputError(f"{name} is {shown(value)}, expected at most {most}")
 
 
 def _check_number(name: str, value: float) -> None:
@@ -172,7 +182,6 @@ def refuse_contradictions(settings: "PretrainSettings") -> None:
         (s.recipe in ONE_IMAGE and partner, f"recipe {s.recipe} has no partner, but {partner} is given"),
         (s.finetune and not s.supervised_steps, "finetune trains for supervised_steps, which is 0"),
         (s.finetune and s.baselines == "only", "baselines only trains nothing that finetune could start from"),
-        (not s.evaluate and s.baselines == "only", "baselines only is an evaluation, but evaluate is off"),
     )
     for contradiction, words in found:
         if contradiction:
@@ -201,7 +210,7 @@ def _nothing_drawn(s: "PretrainSettings") -> bool:
 
 
 #: Beside `OF_BASELINES` and `NO_EFFECT`, what acts without pre-training.
-_WITHOUT_TRAINING = (*OF_BASELINES, *NO_EFFECT, "indices", "baselines", "evaluate", "threads")
+_WITHOUT_TRAINING = (*OF_BASELINES, *NO_EFFECT, "indices", "baselines", "threads")
 _SECOND = ("second_crop_min", "second_jitter_p", "second_grey_p", "second_blur_p", "second_solarise_p")
 IDLE = (
     Idle(("online",), lambda s: s.recipe != "amimv-strength", "the recipe is {recipe}, not amimv-strength"),
@@ -249,7 +258,7 @@ def idle(settings: "PretrainSettings", given: Iterable[str]) -> Iterator[tuple[t
     given = tuple(given)
     untrained = tuple(name for name in given if name not in _WITHOUT_TRAINING)
     if settings.baselines == "only" and untrained:
-        yield untrained, "baselines only trains nothing"
+        yield untrained, "baselines only trains nothing, and evaluates always"
         return
     for names, when, reason in IDLE:
         found = tuple(name for name in given if name in names)

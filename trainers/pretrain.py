@@ -117,14 +117,17 @@ def make_optimizer(settings: PretrainSettings, network: Encoder) -> torch.optim.
     """timm's optimiser of that name; biases and norms are neither decayed nor, by LARS, adapted."""
     s = settings
     check_choice("optimizer", s.optimizer, list_optimizers())
-    optimizer = create_optimizer_v2(
-        network,
-        opt=s.optimizer,
-        lr=s.lr * (s.batch_size / s.lr_batch if s.lr_batch else 1.0),
-        weight_decay=s.weight_decay,
-        momentum=s.optimizer_momentum,
-        **({"trust_coeff": s.trust_coefficient} if s.optimizer in LARS else {}),
-    )
+    try:
+        optimizer = create_optimizer_v2(
+            network,
+            opt=s.optimizer,
+            lr=s.lr * (s.batch_size / s.lr_batch if s.lr_batch else 1.0),
+            weight_decay=s.weight_decay,
+            momentum=s.optimizer_momentum,
+            **({"trust_coeff": s.trust_coefficient} if s.optimizer in LARS else {}),
+        )
+    except (AssertionError, ImportError, ValueError) as error:  # some need a GPU or a package
+        raise InputError(f"optimizer {s.optimizer} cannot be used here: {first_line(error)}") from error
     if getattr(s, "fixed_predictor_lr", False) and network.head is not None:
         predictor = set(network.head.parameters())
         for group in list(optimizer.param_groups):

@@ -16,12 +16,12 @@ from typing import Annotated, Any, cast, get_type_hints
 import tyro
 import yaml
 
-from amimv import InputError, check_choice, did_you_mean, user_path
+from amimv import InputError, check_choice, did_you_mean, shown, user_path
 from amimv.models.methods import METHODS
 from amimv.pipelines import ViewPolicy
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.pipelines.recipes import HARD
-from amimv.trainers.checks import CHOICES, check, check_value, idle, refuse_contradictions
+from amimv.trainers.checks import check, check_value, idle, refuse_contradictions, words_of
 from amimv.trainers.yaml_values import coerce, read_yaml
 
 logger = logging.getLogger("amimv")
@@ -251,8 +251,8 @@ def _layer(content: dict[str, Any], cls: type, source: str) -> dict[str, Any]:
     for name, value in content.items():
         if name not in known:
             hint = ": " + near if (near := did_you_mean(str(name), known)) else ", see --help for all settings"
-            raise InputError(f"{source}: unknown setting '{name}'{hint}")
-        layer[name] = coerce(name, value, kinds[name], source, CHOICES.get(name, ("", ()))[1])
+            raise InputError(f"{source}: unknown setting {shown(str(name))}{hint}")
+        layer[name] = coerce(name, value, kinds[name], source, words_of(name))
         try:
             check_value(name, layer[name], known[name])
         except InputError as error:

@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from amimv import InputError, check_choice, did_you_mean
+from amimv import InputError, check_choice, did_you_mean, shown
 from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.stores import FOLDER, medmnist_names
 from amimv.trainers.checks import NO_EFFECT, OF_BASELINES
@@ -130,7 +130,7 @@ def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) ->
             hint = f", expected {', '.join(known)}" if len(known) < 9 else ""
             if near := did_you_mean(str(key), known):
                 hint = f": {near}"
-            raise InputError(f"{where}: unknown key '{key}'{hint}")
+            raise InputError(f"{where}: unknown key {shown(str(key))}{hint}")
 
 
 def _refuse_own(where: str, given: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from amimv import InputError, first_line
+from amimv import InputError, first_line, shown
 
 #: Words for a setting that is on or off; YAML 1.1 takes all of them for booleans, also where a setting is a word.
 SWITCH = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
@@ -76,7 +76,7 @@ def coerce(name: str, value: Any, kind: Any, source: str, words: Sequence[str] =
         return _scalar(value, kind)
     except (OverflowError, TypeError, ValueError) as error:
         expected = " or ".join(words) or {"bool": "bool: yes or no"}.get(kind.__name__, kind.__name__)
-        raise InputError(f"{source}: {name} is {value!r}, expected {expected}") from error
+        raise InputError(f"{source}: {name} is {shown(value)}, expected {expected}") from error
 
 
 def _scalar(value: Any, kind: type) -> Any:

@@ -26,13 +26,12 @@ CONTRADICTIONS = [
     ),
     ("--finetune --supervised-steps 0", "finetune trains for supervised_steps, which is 0"),
     ("--finetune --baselines only", "baselines only trains nothing that finetune could start from"),
-    ("--no-evaluate --baselines only", "baselines only is an evaluation, but evaluate is off"),
     ("--epochs 3 --steps 4", "gives both epochs and steps"),
 ]
 
 
 def as_yaml(flags: str) -> dict[str, object]:
-    words = flags.replace("--no-evaluate", "--evaluate no").replace("--finetune", "--finetune yes").split()
+    words = flags.replace("--finetune", "--finetune yes").split()
     return {name[2:].replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
@@ -45,7 +44,7 @@ def test_what_contradicts_is_refused_from_everywhere(tmp_path: Path, flags: str,
         config = tmp_path / "own.yaml"
         config.write_text("data_seed: 0\n" + "".join(lines[:i]))
         rest = [word for name, value in list(content.items())[i:] for word in (f"--{name}", str(value))]
-        rest = " ".join(rest).replace("--evaluate no", "--no-evaluate").replace("--finetune yes", "--finetune").split()
+        rest = " ".join(rest).replace("--finetune yes", "--finetune").split()
         if "steps" in content and "epochs" in content and 0 < i < len(lines):
             assert resolve(["--config", str(config), *rest])[0].epochs == 0  # the higher layer wins
             continue
@@ -101,6 +100,7 @@ IDLES = [
     ("--data retinamnist --data-seed 4", "data_seed: neither phantom, a subset nor a share of the labels is drawn"),
     ("--root somewhere", "root: phantom is not looked for there"),
     ("--baselines only --method simclr --lr 3 --hue 0.1 --seed 2", "method, lr: baselines only trains nothing"),
+    ("--baselines only --no-evaluate", "evaluate: baselines only trains nothing, and evaluates always"),
 ]
 
 
