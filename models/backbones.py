@@ -1,6 +1,7 @@
-"""Backbones: any timm model by name, with a stem that suits the image size, and a small default for CPUs."""
+"""Backbones: timm models by name, with a stem that suits the image size, and a small default for CPUs."""
 
 import json
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -173,7 +174,8 @@ def _widened(first: nn.Conv2d, drop: int) -> nn.Conv2d:
 
 
 def _cannot_take(spec: BackboneSpec, error: Exception) -> str:
-    return f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({first_line(error)})"
+    reason = textwrap.shorten(first_line(error), 100, placeholder="...")
+    return f"backbone '{spec.name}' cannot take images of {spec.size} pixels ({reason}): see docs/backbones.md"
 
 
 def check_sizes(network: nn.Module, spec: BackboneSpec, sizes: Iterable[int]) -> None:

@@ -7,6 +7,7 @@ so that a crash of torch is a row and not the end.
 """
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -31,6 +32,7 @@ ALSO = (
 
 #: Seconds for one step.
 LIMIT = 90
+TOO_SLOW = f"no result in {LIMIT} s"
 
 
 def count_parameters(name: str) -> int:
@@ -42,6 +44,10 @@ def smallest_model(module: str) -> str:
     """The model with the fewest parameters, timm's own test models aside."""
     names = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
     return min(names, key=count_parameters)
+
+
+def module_of(name: str) -> str:
+    return str(timm.model_entrypoint(name).__module__.rpartition(".")[2])
 
 
 def native_size(name: str) -> int:
@@ -70,7 +76,7 @@ def outcome(name: str, size: int) -> str:
     process.start()
     there.close()
     try:
-        said = here.recv() if here.poll(LIMIT) else f"no result in {LIMIT} s"
+        said = here.recv() if here.poll(LIMIT) else TOO_SLOW
     except EOFError:
         process.join()
         code = process.exitcode or 0
@@ -80,18 +86,28 @@ def outcome(name: str, size: int) -> str:
     return str(said)
 
 
+def table_row(name: str, said: dict[int, str]) -> str:
+    """From the sizes, the native one first, and what came of each."""
+    cells = ["yes" if result == "yes" else "?" if result == TOO_SLOW else "no" for result in said.values()]
+    reasons = {size: inner_reason(result) for size, result in said.items() if result != "yes"}
+    why = "; ".join(f"{size}: {reason}" for size, reason in reasons.items())
+    return f"| {module_of(name)} | `{name}` | {cells[0]} ({native_size(name)}) | {cells[1]} | {cells[2]} | {why} |"
+
+
+def inner_reason(message: str) -> str:
+    """Without what the other cells of the row say."""
+    message = re.split(": (?:choose|see) ", re.sub(r"^backbone '\S+' ", "", message))[0]
+    return re.sub(r"^cannot take images of \d+ pixels \((.*)\)$", r"\1", message)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    names = sys.argv[1:] or sorted({*map(smallest_model, timm.list_modules()), *ALSO})
-    print("| timm module | model tried | native | 64 | 28 | why not |\n|---|---|---|---|---|---|")
+    names = sys.argv[1:] or sorted({*map(smallest_model, timm.list_modules()), *ALSO}, key=module_of)
+    print(f"| timm module | model tried | native | 64 | 28 | why not |\n|{'---|' * 6}")
     for name in names:
-        module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-        native = native_size(name)
-        said = [outcome(name, size) for size in (native, 64, 28)]
-        why = "; ".join(dict.fromkeys(s.removeprefix(f"backbone '{name}' ") for s in said if s != "yes"))
-        cells = ["yes" if s == "yes" else "no" for s in said]
-        print(f"| {module} | {name} | {cells[0]} ({native}) | {cells[1]} | {cells[2]} | {why} |", flush=True)
+        sizes = (native_size(name), 64, 28)
+        print(table_row(name, {size: outcome(name, size) for size in sizes}), flush=True)
 
 
 if __name__ == "__main__":
