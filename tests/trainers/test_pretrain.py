@@ -546,7 +546,7 @@ BAD_FLAGS = {
     "no length": (("--steps", "0"), "--epochs or --steps"),
     "rate of 0": (("--supervised-lr", "0"), "supervised learning rates are (0.0,)"),
     "unknown baselines": (("--baselines", "maybe"), "unknown value of baselines 'maybe'"),
-    "missing file of baselines": (("--baselines", "only", "--data", "nowhere.npz"), "nowhere.npz"),
+    "missing file of baselines": (("--baselines", "only", "--evaluate", "--data", "nowhere.npz"), "nowhere.npz"),
 }
 
 
