@@ -176,10 +176,9 @@ def refuse_contradictions(settings: "PretrainSettings") -> None:
     s = settings
     subset = {"profile": s.profile != "exp", "rho": s.rho != 1, "total": bool(s.total)}
     drawn = ", ".join(f"{name} {getattr(s, name)}" for name, given in subset.items() if given)
-    partner = f"partner {s.partner}" if s.partner != "uniform" else f"partners {s.partners}" if s.partners > 1 else ""
     found = (
         (s.indices and drawn, f"indices are the training subset, which {drawn} would draw"),
-        (s.recipe in ONE_IMAGE and partner, f"recipe {s.recipe} has no partner, but {partner} is given"),
+        (s.recipe in ONE_IMAGE and s.partners > 1, f"recipe {s.recipe} has no partner, but partners is {s.partners}"),
         (s.finetune and not s.supervised_steps, "finetune trains for supervised_steps, which is 0"),
         (s.finetune and s.baselines == "only", "baselines only trains nothing that finetune could start from"),
     )
@@ -214,6 +213,11 @@ _WITHOUT_TRAINING = (*OF_BASELINES, *NO_EFFECT, "indices", "baselines", "threads
 _SECOND = ("second_crop_min", "second_jitter_p", "second_grey_p", "second_blur_p", "second_solarise_p")
 IDLE = (
     Idle(("online",), lambda s: s.recipe != "amimv-strength", "the recipe is {recipe}, not amimv-strength"),
+    Idle(
+        ("partner",),
+        lambda s: s.recipe in ONE_IMAGE and s.partner != "uniform",
+        "recipe {recipe} has no partner",
+    ),
     Idle(_SECOND, lambda s: s.recipe not in ONE_IMAGE, "recipe {recipe} is not two-view or multi-crop"),
     Idle(
         ("local_crops", "local_size", "local_crop_max"),

@@ -32,6 +32,7 @@ from amimv.pipelines import (
     render,
     soften,
 )
+from amimv.trainers.checks import ONE_IMAGE
 from amimv.trainers.data import backbone_spec, describe_data
 from amimv.trainers.metrics import compute_scores
 from amimv.trainers.probes import balanced_accuracy, knn_probe, linear_probe
@@ -370,7 +371,7 @@ def _row(
         "method": s.method if own else "",
         "recipe": s.recipe if own else "",
         "sampler": s.sampler if own else "",
-        "partner": s.partner if own else "",
+        "partner": s.partner if own and s.recipe not in ONE_IMAGE else "",
         "features": judged.features,
         "probe": judged.probe,
         "k": judged.k,

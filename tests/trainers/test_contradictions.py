@@ -18,12 +18,8 @@ CONTRADICTIONS = [
     ("--indices x.npy --profile step", "which profile step would draw"),
     ("--indices x.npy --total 50 --rho 5 --profile pareto", "which profile pareto, rho 5.0, total 50 would draw"),
     ("--rho 3 --profile natural", "profile natural has no ratio, but rho is 3"),
-    ("--recipe two-view --partners 2", "recipe two-view has no partner, but partners 2 is given"),
-    ("--method simclr --partners 3", "recipe two-view has no partner, but partners 3 is given"),
-    (
-        "--recipe multi-crop --partner square-root",
-        "multi-crop has no partner, but partner square-root is given",
-    ),
+    ("--recipe two-view --partners 2", "recipe two-view has no partner, but partners is 2"),
+    ("--method simclr --partners 3", "recipe two-view has no partner, but partners is 3"),
     ("--finetune --supervised-steps 0", "finetune trains for supervised_steps, which is 0"),
     ("--finetune --baselines only", "baselines only trains nothing that finetune could start from"),
     ("--epochs 3 --steps 4", "gives both epochs and steps"),
@@ -86,6 +82,7 @@ def test_what_files_and_presets_set_is_never_held_against_the_user(
 
 
 IDLES = [
+    ("--recipe multi-crop --partner square-root", "partner: recipe multi-crop has no partner"),
     ("--method simclr --online soft", "online: the recipe is two-view, not amimv-strength"),
     ("--method mimv --second-blur-p 0.1 --second-crop-min 0.5", "second_blur_p, second_crop_min: recipe mimv is not"),
     ("--local-crops 3", "local_crops: the recipe is"),

@@ -717,6 +717,12 @@ def test_given_indices_are_told_as_such(tiny: Splits, tmp_path: Path) -> None:
     assert "rho" not in default_name(settings)
 
 
+def test_no_partner_is_told_of_a_recipe_without_one(tiny: Splits, tmp_path: Path) -> None:
+    write_run(tmp_path, tiny, "--method", "simclr", "--partner", "class-balanced")
+    evaluate(EvaluateSettings(str(tmp_path / "run")))
+    assert {row["partner"] for row in read_run(tmp_path / "run")[0]} == {""}
+
+
 def test_evaluate_refuses_bad_fractions(tiny: Splits, tmp_path: Path) -> None:
     write_run(tmp_path, tiny)
     with pytest.raises(InputError, match="label fractions"):
