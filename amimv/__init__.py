@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from amimv.signals import AGAIN, EXIT_INTERRUPTED, interruptible, interruption
+
 __version__ = "0.1.0"
 
 
@@ -48,10 +50,23 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def run_command(command: Callable[[], object]) -> None:
-    """Call a command; an `InputError` becomes its one line on standard error and exit status 2."""
-    try:
-        command()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    # macOS and Windows bind no process to some of its cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_command(command: Callable[[], object], advice: str = AGAIN) -> None:
+    """Call a command; an `InputError` becomes its one line on standard error and exit status 2, and so do SIGTERM and
+    SIGINT, with ``advice`` and status 75.
+    """
+    with interruptible():
+        try:
+            command()
+            return
+        except InputError as error:
+            status, message = 2, f"error: {error}"
+        except KeyboardInterrupt as stop:
+            status, message = EXIT_INTERRUPTED, interruption(stop, advice)
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(status)

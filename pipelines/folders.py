@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, usable_cores
 from amimv.pipelines.image_files import (
     DECODED,
     LOOKED_AT,
@@ -211,7 +211,7 @@ def _build_engine(device: torch.device) -> _Engine:
 
 def _share_of_cores() -> int:
     """This process's share of the cores it may run on; torchrun says how many processes there are."""
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(share, 1), CHUNK)
 
 

@@ -6,7 +6,6 @@ one table was measured in one process, after warm-up, with the device waited for
 shown at the thread count (and the others also at the batch size) that was fastest for it in a short trial.
 """
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from amimv import InputError, check_choice, first_line, run_command, user_path
+from amimv import InputError, check_choice, first_line, run_command, usable_cores, user_path
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.loader import render_views
 from amimv.tools.measure import Rates, measure, threads, waiter
@@ -187,7 +186,7 @@ def measure_throughput(s: ProfileSettings, size: int, device: torch.device) -> l
             f"batch size is {max(s.batch_sizes)}, but {s.data} has {len(store)} images: give a smaller one"
         )
     rows = []
-    for candidate in list_candidates(s, store, count_cores()):
+    for candidate in list_candidates(s, store, usable_cores()):
         rows.append(measure_candidate(s, candidate, size, device))
         print(f"{size} px, {candidate.pipeline}, {candidate.recipe}: {shown(rows[-1])}", file=sys.stderr, flush=True)
     return rows
@@ -317,17 +316,12 @@ def show_scaling(s: ProfileSettings, console: Console, device: torch.device) -> 
 def title_of(s: ProfileSettings, size: int = 0) -> str:
     """The data set (a synthetic one says so), the size and the machine."""
     name = "phantom (synthetic)" if s.data == "phantom" else s.data
-    machine = torch.cuda.get_device_name() if choose_device(s).type == "cuda" else f"CPU, {count_cores()} cores"
+    machine = torch.cuda.get_device_name() if choose_device(s).type == "cuda" else f"CPU, {usable_cores()} cores"
     return ", ".join([name, *([f"{size} px"] if size else []), machine])
 
 
 def choose_device(s: ProfileSettings) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if s.device == "auto" else s.device)
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check(s: ProfileSettings) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from amimv.pipelines import PairBatch
 from amimv.tools.measure import Stopwatch, peak_memory, waiter
-from amimv.trainers.pretrain import Training, build_training, make_accelerator, train_step
+from amimv.trainers.launch import make_accelerator
+from amimv.trainers.pretrain import Training, build_training, train_step
 from amimv.trainers.settings import resolve
 
 WARM_UP_STEPS = 5

@@ -21,11 +21,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from amimv.signals import EXIT_INTERRUPTED, GO_ON, guard_imports, is_command
+
+if is_command(__name__):
+    guard_imports(GO_ON)
+
+import psutil
 import torch
 import tyro
 from accelerate.state import AcceleratorState
@@ -34,7 +40,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from amimv import InputError, check_choice, run_command, user_path
-from amimv.trainers.pretrain import EXIT_INTERRUPTED, build_training, make_accelerator, train_step
+from amimv.trainers.launch import asked, make_accelerator
+from amimv.trainers.pretrain import build_training, train_step
 from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import Cell, digest_of, image_shape, read_study, write_plan
 
@@ -189,9 +196,17 @@ def run_all(settings: BenchmarkSettings, cells: list[Cell], output: Path) -> lis
         try:
             finished = tqdm(as_completed(jobs), total=len(jobs), unit="cell")
             return [report(jobs[job], _outcome(job.result, output, jobs[job])) for job in finished]
-        except BaseException:  # an interruption: what has not begun will not
+        except BaseException:  # an interruption: what has not begun will not, what runs saves
             pool.shutdown(wait=False, cancel_futures=True)
+            stop_cells()
             raise
+
+
+def stop_cells() -> None:
+    """Tell the cells that run to save and end, as a terminal's SIGINT does, and a SIGTERM to this process does not."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            child.terminate()
 
 
 def _cluster(settings: BenchmarkSettings, output: Path) -> Any:
@@ -321,6 +336,9 @@ def benchmark(settings: BenchmarkSettings) -> int:
     check_choice("cluster", settings.cluster, ("", "slurm", "local"))
     if settings.workers < 1:
         raise InputError(f"workers is {settings.workers}, expected at least 1")
+    if wanted := asked(os.environ):
+        variable, _ = next(iter(wanted.values()))
+        raise InputError(f"{variable} is set, but a study's cells say all of their settings: put it into the study")
     path = user_path(settings.study)
     output = user_path(settings.output or f"runs/{path.stem}")
     plan = with_names_of(read_study(path), output)
@@ -377,11 +395,7 @@ def main() -> None:
     def command() -> None:
         sys.exit(benchmark(tyro.cli(BenchmarkSettings, prog="benchmark.py", description=__doc__)))
 
-    try:
-        run_command(command)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr, flush=True)
-        sys.exit(EXIT_INTERRUPTED)
+    run_command(command, GO_ON)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from amimv.signals import AGAIN, guard_imports, is_command
+
+if is_command(__name__):
+    guard_imports(AGAIN)
+
 import torch
 import tyro
 
@@ -46,7 +51,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 
 def main() -> None:
-    """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
+    """The command: settings in, exit status out (0 done, 2 input that cannot be used, 75 SIGTERM or SIGINT)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
     run_command(lambda: evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__)))

@@ -14,17 +14,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+from amimv.signals import EXIT_INTERRUPTED, RESUME, SIGNALS, guard_imports, interruptible, is_command, rank_of
+
+if is_command(__name__):
+    guard_imports(RESUME)
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from sklearn.cluster import MiniBatchKMeans
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -49,6 +53,7 @@ from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
 from amimv.trainers.checks import LARS
 from amimv.trainers.data import backbone_spec, describe_images, load_split, load_training_subset
 from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extract_features
+from amimv.trainers.launch import agree, make_accelerator, run_ranked, share, take_over, without_effect
 from amimv.trainers.probes import balanced_accuracy, knn_probe
 from amimv.trainers.run_folder import describe_environment, draw_curves, open_run, run_path, write_json
 from amimv.trainers.schedules import warmup_cosine
@@ -56,7 +61,9 @@ from amimv.trainers.settings import PretrainSettings, resolve
 
 EXIT_NOT_FINITE = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 75
+
+#: Without a terminal progress is said at most this often.
+QUIET_SECONDS = 30.0
 
 logger = logging.getLogger("amimv")
 
@@ -90,6 +97,7 @@ class Training:
     unread: list[tuple[dict[str, Any], Tensor, Tensor]] = field(default_factory=list)
     waited: float = 0.0
     read_at: float = field(default_factory=time.perf_counter)
+    said_at: float = field(default_factory=time.perf_counter)
     stop_signal: int = 0
     progress: Any = field(default_factory=lambda: tqdm(disable=True))
 
@@ -145,43 +153,6 @@ def cap_queue(settings: PretrainSettings, images: int) -> PretrainSettings:
     logger.info("the queue of %d embeddings is capped at the data set's %d images", queue, images)
     capped: dict[str, Any] = {"queue": images}
     return replace(settings, **capped)
-
-
-def make_accelerator(settings: PretrainSettings, folder: Path, cpu: bool = False) -> Accelerator:
-    """Accelerate, on a GPU if there is one unless ``cpu``."""
-    s = settings
-    if s.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("mixed precision fp16 needs a GPU, and there is none: use no or bf16")
-    if s.sync_bn and not torch.cuda.is_available():
-        raise InputError("sync-bn needs GPUs, and there is none: leave it out")
-    # Buffers are each process's own: BatchNorm's statistics, which nobody synchronises unless asked to.
-    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
-    try:
-        accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=s.mixed_precision,
-            kwargs_handlers=[kwargs],
-            log_with=s.tracker or None,
-            project_dir=str(folder),
-        )
-    except (ValueError, ImportError) as error:
-        raise InputError(f"Accelerate refused the settings: {first_line(error)}") from error
-    if s.tracker and not accelerator.log_with:
-        raise InputError(f"tracker '{s.tracker}' is not installed: pip install {s.tracker}, or leave it out")
-    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-    if threads := s.threads or (spare_cores(os.environ) if alone else 0):
-        torch.set_num_threads(threads)
-    return accelerator
-
-
-def spare_cores(environment: Mapping[str, str]) -> int:
-    """How many cores a process may use that ``accelerate launch`` gave one thread, without being asked to.
-
-    Returns:
-        0 where it was started otherwise, or with more threads: then torch's own number is right.
-    """
-    launched = "ACCELERATE_DYNAMO_BACKEND" in environment and environment.get("OMP_NUM_THREADS") == "1"
-    return len(os.sched_getaffinity(0)) if launched else 0
 
 
 def build_training(settings: PretrainSettings, folder: Path, accelerator: Accelerator) -> Training:
@@ -292,20 +263,15 @@ def read_losses(run: Training) -> None:
     if not run.unread:
         return
     values = torch.stack([value for _, value, _ in run.unread]).tolist()
-    rows: list[dict[str, Any]] = []
-    for (row, _, indices), (loss, spread) in zip(run.unread, values, strict=True):
-        if not math.isfinite(loss):
-            write_good_rows(run, rows)
-            pairs = indices.T.tolist()
-            report = {**row, "loss": str(loss), "pairs": pairs}
-            if run.accelerator.is_main_process:
-                write_json(run.folder / "not_finite.json", report)
-            raise NotFiniteError(
-                f"loss is {loss} at step {row['step']} (learning rate {row['lr']:.3g}; first pairs of image indices "
-                f"{pairs[:3]}, all in {run.folder / 'not_finite.json'}): "
-                "run it again with a lower --lr and another --name"
-            )
-        rows.append({**row, "loss": loss, "embedding_std": spread})
+    rows = [
+        {**row, "loss": loss, "embedding_std": spread}
+        for (row, _, _), (loss, spread) in zip(run.unread, values, strict=True)
+    ]
+    losses = share(run.accelerator, [row["loss"] for row in rows])
+    if bad := first_not_finite(losses):
+        step, ranks = bad
+        write_good_rows(run, rows[:step])
+        stop_not_finite(run, step, ranks, losses[ranks[0]][step])
     write_good_rows(run, rows)
     now = time.perf_counter()
     seconds, steps = now - run.read_at, len(rows)
@@ -314,12 +280,44 @@ def read_losses(run: Training) -> None:
     timing["wait_share"] = run.waited / seconds
     if run.accelerator.is_main_process:
         run.timings.append([timing])
-    run.progress.set_postfix_str(
+    say_progress(
+        run,
         f"loss {rows[-1]['loss']:.3f}, {timing['views_per_second']:,.0f} views/s, "
-        f"{100 * timing['wait_share']:.0f} % waiting for data"
+        f"{100 * timing['wait_share']:.0f} % waiting for data",
     )
     run.read_at, run.waited = now, 0.0
     run.unread.clear()
+
+
+def say_progress(run: Training, text: str) -> None:
+    """Behind the bar; where there is none, for there is no terminal, in a line of its own every half minute or so."""
+    run.progress.set_postfix_str(text)
+    if run.progress.disable and time.perf_counter() - run.said_at >= QUIET_SECONDS:
+        run.said_at = time.perf_counter()
+        logger.info("step %d of %d: %s", run.step, run.total_steps, text)
+
+
+def first_not_finite(losses: list[list[float]]) -> tuple[int, list[int]] | None:
+    """Of each rank's losses: the first step at which one is not finite, and the ranks where it is not."""
+    for step, of_ranks in enumerate(zip(*losses, strict=True)):
+        if ranks := [rank for rank, loss in enumerate(of_ranks) if not math.isfinite(loss)]:
+            return step, ranks
+    return None
+
+
+def stop_not_finite(run: Training, step: int, ranks: list[int], loss: float) -> NoReturn:
+    """Raise `NotFiniteError` on every rank, with the pairs of those whose loss it was."""
+    row, _, indices = run.unread[step]
+    shares = share(run.accelerator, indices.T.tolist())
+    pairs = [pair for rank in ranks for pair in shares[rank]]
+    alone = {} if len(ranks) == len(shares) else {"ranks": ranks}
+    if run.accelerator.is_main_process:
+        write_json(run.folder / "not_finite.json", {**row, "loss": str(loss), **alone, "pairs": pairs})
+    where = f" on rank {ranks[0]}" if alone else ""
+    raise NotFiniteError(
+        f"loss is {loss} at step {row['step']}{where} (learning rate {row['lr']:.3g}; first pairs of image indices "
+        f"{pairs[:3]}, all in {run.folder / 'not_finite.json'}): run it again with a lower --lr and another --name"
+    )
 
 
 def write_good_rows(run: Training, rows: list[dict[str, Any]]) -> None:
@@ -423,7 +421,7 @@ def train(run: Training) -> None:
     def note_signal(number: int, frame: FrameType | None) -> None:
         run.stop_signal = number
 
-    previous = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, note_signal) for number in SIGNALS}
     try:
         train_epochs(run)
     finally:
@@ -487,12 +485,14 @@ def log_start(run: Training) -> None:
     s, accelerator = run.settings, run.accelerator
     logger.info(describe_images(run.store))
     logger.info(
-        "%s on %s, %s, %d steps of %d pairs, %d process(es) on %s, %s",
+        "%s on %s, %s, %d steps of %d pairs, accumulation %d, precision %s, %d process(es) on %s, %s",
         s.method,
         s.recipe,
         s.backbone,
         run.total_steps,
         s.batch_size,
+        s.accumulation,
+        s.mixed_precision,
         accelerator.num_processes,
         accelerator.device,
         run.folder,
@@ -541,10 +541,13 @@ def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
             judge_baselines(settings, folder, accelerator.device)
         return
     run = build_training(settings, folder, accelerator)
-    run.progress = tqdm(total=run.total_steps, unit="step", disable=not accelerator.is_main_process, mininterval=1.0)
+    hidden = not accelerator.is_main_process or not sys.stderr.isatty()
+    run.progress = tqdm(total=run.total_steps, unit="step", disable=hidden, mininterval=1.0)
     if run_again:
         restore(run)
     if accelerator.is_main_process:
+        for line in without_effect(os.environ):
+            logger.warning(line)
         log_start(run)
     if settings.tracker:
         accelerator.init_trackers("amimv", config={k: str(v) for k, v in vars(settings).items()})
@@ -555,33 +558,26 @@ def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
     accelerator.end_training()
 
 
-def agree(accelerator: Accelerator, values: list[Any]) -> list[Any]:
-    """Rank 0's values on every process."""
-    if accelerator.num_processes > 1:
-        dist.broadcast_object_list(values, src=0)
-    return values
-
-
 def main() -> None:
     """The command: settings in, exit status out."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    main_process = os.environ.get("RANK", "0") == "0"
-    logger.setLevel(logging.INFO if main_process else logging.ERROR)
-    status, message = 0, ""
-    try:
-        pretrain(*resolve(prog="pretrain.py"))
-    except InputError as error:
-        status, message = EXIT_BAD_INPUT, f"error: {error}"
-    except NotFiniteError as error:
-        status, message = EXIT_NOT_FINITE, f"error: {error}"
-    except Interrupted as interruption:
-        status, message = EXIT_INTERRUPTED, f"{interruption}: saved; go on with --resume auto"
-    except KeyboardInterrupt:  # before or after the training, which finishes its step
-        status, message = EXIT_INTERRUPTED, "SIGINT: go on with --resume auto"
-    if message and main_process:
-        print(message, file=sys.stderr, flush=True)
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    logger.setLevel(logging.INFO if rank_of(os.environ) == 0 else logging.ERROR)
+
+    def command() -> tuple[int, str]:
+        try:
+            pretrain(*take_over(*resolve(prog="pretrain.py"), os.environ))
+        except InputError as error:
+            return EXIT_BAD_INPUT, f"error: {error}"
+        except NotFiniteError as error:
+            return EXIT_NOT_FINITE, f"error: {error}"
+        except Interrupted as interruption:
+            return EXIT_INTERRUPTED, f"{interruption}: saved; {RESUME}"
+        return 0, ""
+
+    with interruptible():
+        status = run_ranked(command, RESUME, os.environ)
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
     if status:
         sys.exit(status)
 

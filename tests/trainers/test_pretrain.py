@@ -19,12 +19,13 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, usable_cores
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
 from amimv.models.methods.encoder import Encoder
 from amimv.pipelines import SAMPLERS, PairBatch, PairLoader, get_recipe, load_store
 from amimv.trainers import pretrain as module
+from amimv.trainers.launch import make_accelerator
 from amimv.trainers.run_folder import open_run, run_path
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings, resolve
@@ -365,7 +366,7 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> module.
     settings, sources = resolve([*flags, "--output", str(folder)])
     settings = replace(settings, **{name: value for name, value in SMALL_HEADS.items() if name in vars(settings)})
     _, again = open_run(settings, sources)
-    run = module.build_training(settings, run_path(settings), module.make_accelerator(settings, run_path(settings)))
+    run = module.build_training(settings, run_path(settings), make_accelerator(settings, run_path(settings)))
     if again:
         module.restore(run)
     return run
@@ -672,7 +673,7 @@ def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("omp", "flags", "threads"),
-    [("", (), len(os.sched_getaffinity(0))), ("", ("--threads", "1"), 1), ("2", ("--threads", "1"), 1)],
+    [("", (), usable_cores()), ("", ("--threads", "1"), 1), ("2", ("--threads", "1"), 1)],
 )
 def test_accelerate_launch_uses_the_cores(
     tiny_npz: Path, tmp_path: Path, omp: str, flags: tuple[str, ...], threads: int
