@@ -10,6 +10,10 @@ from amimv.signals import AGAIN, EXIT_INTERRUPTED, interruptible, interruption
 
 __version__ = "0.1.0"
 
+#: Exit statuses of the commands: input that cannot be used, and files that cannot be read or written.
+EXIT_BAD_INPUT = 2
+EXIT_IO = 74
+
 
 class InputError(ValueError):
     """What the user gave cannot be used: one line saying what was wrong, what was expected and what to do.
@@ -56,16 +60,24 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def describe_os_error(error: OSError) -> str:
+    """Which file, and what is wrong with it, in one line."""
+    reason = error.strerror or first_line(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
 def run_command(command: Callable[[], object], advice: str = AGAIN) -> None:
-    """Call a command; an `InputError` becomes its one line on standard error and exit status 2, and so do SIGTERM and
-    SIGINT, with ``advice`` and status 75.
+    """Call a command; an `InputError` becomes its one line on standard error and exit status 2, an `OSError` (a full
+    disk, a folder that cannot be written) its own and 74, and so do SIGTERM and SIGINT, with ``advice`` and status 75.
     """
     with interruptible():
         try:
             command()
             return
         except InputError as error:
-            status, message = 2, f"error: {error}"
+            status, message = EXIT_BAD_INPUT, f"error: {error}"
+        except OSError as error:
+            status, message = EXIT_IO, f"error: {describe_os_error(error)}"
         except KeyboardInterrupt as stop:
             status, message = EXIT_INTERRUPTED, interruption(stop, advice)
         print(message, file=sys.stderr, flush=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.layers import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from amimv import InputError, did_you_mean, first_line, shown
+from amimv.files import replacing
 
 #: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
 PLAIN_VITS = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "deit", "eva")
@@ -247,8 +248,7 @@ def save_backbone(network: nn.Module, spec: BackboneSpec, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    (folder / "backbone.json").write_text(json.dumps(asdict(spec), indent=2) + "\n")
+    contents = {"model.safetensors": save(state), "backbone.json": _json_bytes(asdict(spec))}
     if not stem_is_changed(spec):
         arguments: Any = network.timm_arguments
         config = {
@@ -263,7 +263,14 @@ def save_backbone(network: nn.Module, spec: BackboneSpec, folder: Path) -> None:
                 "num_classes": 0,
             },
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        contents["config.json"] = _json_bytes(config)
+    for name, content in contents.items():
+        with replacing(folder / name, "wb") as file:
+            file.write(content)
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def load_backbone(folder: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, BackboneSpec]:

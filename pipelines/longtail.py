@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError, did_you_mean, first_line, shown
+from amimv.files import replacing
 from amimv.pipelines.rng import Key, Stream, hashes
 
 PROFILES = ("exp", "step", "pareto", "natural")
@@ -175,7 +176,7 @@ def realised_ratio(counts: Sequence[int]) -> float:
 
 def save_indices(path: str | Path, indices: Tensor) -> None:
     """Write ``(M,)`` indices as a NumPy file (``int64``, no pickle): others can train on the same subset."""
-    with Path(path).open("wb") as file:  # np.save would add a suffix to a name
+    with replacing(Path(path), "wb") as file:  # np.save would add a suffix to a name
         np.save(file, indices.cpu().numpy().astype(np.int64), allow_pickle=False)
 
 

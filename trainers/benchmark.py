@@ -9,7 +9,6 @@ Exit status: 0 done, 1 some cells failed (``failed/NAME.txt`` says why, the rest
 interrupted: the same command goes on.
 """
 
-import fcntl
 import itertools
 import logging
 import os
@@ -19,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -40,6 +39,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from amimv import InputError, check_choice, run_command, user_path
+from amimv.files import locked
 from amimv.trainers.launch import asked, make_accelerator
 from amimv.trainers.pretrain import build_training, train_step
 from amimv.trainers.settings import PretrainSettings
@@ -81,17 +81,6 @@ def is_done(folder: Path) -> bool:
     """Whether a run is finished: its results are the last thing that it writes."""
     results = folder / "results.csv"
     return results.is_file() and results.stat().st_size > 0
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Held by one process at a time, and by the children that inherit the file descriptor that it gives; the system
-    lets go of it when the last of them is dead, however it died.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_checkpoints: bool = False) -> str:
@@ -355,7 +344,8 @@ def benchmark(settings: BenchmarkSettings) -> int:
         return 0
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_plan(plan, output / "plan.csv")
+        with locked(output / "locks" / "plan"):  # several shards may write it at once
+            write_plan(plan, output / "plan.csv")
     except OSError as error:
         raise InputError(f"cannot write into {output}: {error.strerror}: give another --output") from error
     forget_failures(plan, output)

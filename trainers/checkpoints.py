@@ -1,13 +1,17 @@
 """Checkpoints that are whole or not there, and logs that can be cut back to them."""
 
+import errno
 import json
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from amimv.files import naming, replacing
 
 logger = logging.getLogger("amimv")
 
@@ -17,24 +21,23 @@ KEPT = 2
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write ``step-N.pt`` atomically (write, fsync, rename) and delete all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replacing(folder / f"step-{step:08d}.pt", "wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(folder)
-    for old in _newest_first(folder)[KEPT:]:
+    for old in (*_newest_first(folder)[KEPT:], *folder.glob("*.partial")):  # of a process that was killed
         old.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def check_space(folder: Path, size: int) -> None:
+    """Whether a run's checkpoints, of so many bytes each, will find room; two are kept while a third is written.
+
+    Raises:
+        OSError: they will not, as far as the file system knows; a quota it may not.
+    """
+    more = KEPT + 1 - len(_newest_first(folder / "checkpoints"))
+    free = shutil.disk_usage(folder).free
+    if free < size * more:
+        reason = f"{free / 1e6:,.0f} MB are free, the checkpoints need {size * more / 1e6:,.0f} MB or more"
+        raise OSError(errno.ENOSPC, reason, str(folder))
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -60,7 +63,7 @@ class JsonLines:
         self.path = path
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())
@@ -70,12 +73,8 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = [line for line, row in self._rows() if row["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w") as file:
+        with replacing(self.path) as file:
             file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         return [row for _, row in self._rows()]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from amimv import InputError
 from amimv.models.backbones import BackboneSpec
 from amimv.pipelines import ImageStore, load_indices, load_store, long_tail, realised_ratio
 from amimv.trainers.settings import PretrainSettings
@@ -17,9 +18,20 @@ class Subset:
     indices: torch.Tensor
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The validation and test images; None where the run has no use for them."""
+
+    val: ImageStore | None = None
+    test: ImageStore | None = None
+
+
 def load_split(settings: PretrainSettings, split: str, device: torch.device | str) -> ImageStore:
-    """One split of the run's data set, whole."""
+    """One split of the run's data set, whole. On a GPU the test images stay in host memory, as they wait for the end
+    of the training.
+    """
     s = settings
+    waits = split == "test" and torch.device(device).type == "cuda"
     return load_store(
         s.data,
         split=split,
@@ -29,6 +41,7 @@ def load_split(settings: PretrainSettings, split: str, device: torch.device | st
         channels=s.channels or None,
         seed=s.data_seed,
         task=s.task or None,
+        resident=False if waits else None,
     )
 
 
@@ -48,6 +61,44 @@ def load_training_subset(settings: PretrainSettings, device: torch.device | str)
     store = load_split(settings, "train", device)
     indices = subset_indices(settings, store)
     return Subset(store if len(indices) == len(store) else store.subset(indices), indices)
+
+
+def load_held_out(settings: PretrainSettings, train: ImageStore, evaluate: bool) -> HeldOut:
+    """What the run will need besides its training images, with all that would stop it at its end found now.
+
+    Args:
+        settings: of the run; ``knn_every`` needs the validation images.
+        train: the training images.
+        evaluate: whether the run evaluates, which needs both splits.
+
+    Raises:
+        InputError: a split is missing, has other channels than the training images, or is too small.
+    """
+    val = load_split(settings, "val", train.device) if evaluate or settings.knn_every else None
+    test = load_split(settings, "test", train.device) if evaluate else None
+    for store in (val, test):
+        if store is not None and store.channels != train.channels:
+            raise InputError(
+                f"{store.name}: {store.split} images have {store.channels} channels, those of train {train.channels}: "
+                "convert them (--channels 3 makes grey RGB)"
+            )
+    if test is not None and min(len(test), test.n_classes) < 2:
+        raise InputError(
+            f"{test.name}: the evaluation needs two or more test images and classes, "
+            f"got {len(test)} and {test.n_classes}: add some, or give --no-evaluate"
+        )
+    return HeldOut(val, test)
+
+
+def check_readable(store: ImageStore, chunk: int = 512) -> None:
+    """Read every image once, if they lie in files: a damaged one would stop an evaluation after its training.
+
+    Raises:
+        InputError: naming a file that cannot be read or decoded.
+    """
+    if not isinstance(store.images, torch.Tensor):
+        for _ in store.images.stream(torch.arange(len(store)).split(chunk)):
+            pass
 
 
 def backbone_spec(settings: PretrainSettings, store: ImageStore) -> BackboneSpec:

@@ -13,8 +13,10 @@ import torch
 import tyro
 
 from amimv import InputError, run_command, user_path
-from amimv.trainers.data import load_split, load_training_subset
+from amimv.trainers.data import load_held_out, load_training_subset
 from amimv.trainers.evaluation import Splits, evaluate_run
+from amimv.trainers.identity import check_data, identify_all
+from amimv.trainers.run_folder import lock_run
 from amimv.trainers.settings import check, from_yaml
 
 logger = logging.getLogger("amimv")
@@ -46,12 +48,15 @@ def evaluate(settings: EvaluateSettings) -> None:
     )
     check(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train = load_training_subset(run, device).store
-    evaluate_run(run, folder, Splits(train, load_split(run, "val", device), load_split(run, "test", device)))
+    with lock_run(folder):
+        subset = load_training_subset(run, device)
+        held_out = load_held_out(run, subset.store, evaluate=True)
+        check_data(folder, identify_all(subset.store, subset.indices, held_out.val, held_out.test))
+        evaluate_run(run, folder, Splits.of(subset.store, held_out))
 
 
 def main() -> None:
-    """The command: settings in, exit status out (0 done, 2 input that cannot be used, 75 SIGTERM or SIGINT)."""
+    """The command: settings in, exit status out (0 done, 2 bad input, 74 files out of reach, 75 a signal)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
     run_command(lambda: evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__)))

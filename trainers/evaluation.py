@@ -20,6 +20,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from amimv import InputError
+from amimv.files import replacing
 from amimv.models.backbones import BackboneSpec, build_backbone, encode, feature_width, load_backbone
 from amimv.pipelines import (
     ImageStore,
@@ -33,7 +34,7 @@ from amimv.pipelines import (
     soften,
 )
 from amimv.trainers.checks import ONE_IMAGE
-from amimv.trainers.data import backbone_spec, describe_data
+from amimv.trainers.data import HeldOut, backbone_spec, describe_data
 from amimv.trainers.metrics import compute_scores
 from amimv.trainers.probes import balanced_accuracy, knn_probe, linear_probe
 from amimv.trainers.run_folder import revision
@@ -81,6 +82,13 @@ class Splits:
     train: ImageStore
     val: ImageStore
     test: ImageStore
+
+    @classmethod
+    def of(cls, train: ImageStore, held_out: HeldOut) -> "Splits":
+        """From what a run loaded, which evaluates."""
+        assert held_out.val is not None
+        assert held_out.test is not None
+        return cls(train, held_out.val, held_out.test)
 
 
 @torch.inference_mode()
@@ -323,10 +331,8 @@ def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> fl
     else:
         backbone, spec = load_backbone(folder / "backbone", splits.train.device)
     rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
-    partial = folder / "predictions.partial"
-    with partial.open("wb") as file:
+    with replacing(folder / "predictions.npz", "wb") as file:
         np.savez_compressed(file, **arrays)
-    partial.replace(folder / "predictions.npz")
     write_results(rows, folder / "results.csv")  # the last to be written: it says that the run is done
     print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
     return time.perf_counter() - started
@@ -389,12 +395,10 @@ def _row(
 
 def write_results(rows: list[dict[str, Any]], path: Path) -> None:
     """``results.csv``, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path, newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:

@@ -3,8 +3,9 @@
 One batch: `PairLoader` renders the sides of the pairs on the device, the method turns them into a loss, and once per
 optimiser step the teacher moves, the micro-batches' gradients add up and the optimiser steps.
 
-Exit status: 0 done, 1 a loss that is not finite, 2 input that cannot be used, 75 interrupted by SIGTERM or SIGINT
-after saving a checkpoint (go on with ``--resume auto``).
+Exit status: 0 done, 1 a loss that is not finite, 2 input that cannot be used, 74 files that cannot be read or written
+(a full disk; what was saved before stays good), 75 interrupted by SIGTERM or SIGINT after saving a checkpoint (go on
+with ``--resume auto``).
 """
 
 import json
@@ -14,8 +15,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -35,7 +36,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from amimv import InputError, check_choice, first_line
+from amimv import EXIT_BAD_INPUT, EXIT_IO, InputError, check_choice, describe_os_error, first_line
 from amimv.models.backbones import BackboneSpec, build_backbone, check_sizes, patch_size, save_backbone
 from amimv.models.methods import METHODS
 from amimv.models.methods.encoder import Encoder
@@ -46,21 +47,37 @@ from amimv.pipelines import (
     Recipe,
     get_recipe,
     realised_ratio,
-    save_indices,
 )
 from amimv.pipelines.rng import library_seed
-from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
+from amimv.trainers.checkpoints import JsonLines, check_space, load_newest, save_checkpoint
 from amimv.trainers.checks import LARS
-from amimv.trainers.data import backbone_spec, describe_images, load_split, load_training_subset
+from amimv.trainers.data import (
+    HeldOut,
+    Subset,
+    backbone_spec,
+    check_readable,
+    describe_images,
+    load_held_out,
+    load_training_subset,
+)
 from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extract_features
+from amimv.trainers.identity import identify_all
 from amimv.trainers.launch import agree, make_accelerator, run_ranked, share, take_over, without_effect
 from amimv.trainers.probes import balanced_accuracy, knn_probe
-from amimv.trainers.run_folder import describe_environment, draw_curves, open_run, run_path, write_json
+from amimv.trainers.run_folder import (
+    begin_run,
+    describe_environment,
+    draw_curves,
+    find_run,
+    go_on,
+    lock_run,
+    run_path,
+    write_json,
+)
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings, resolve
 
 EXIT_NOT_FINITE = 1
-EXIT_BAD_INPUT = 2
 
 #: Without a terminal progress is said at most this often.
 QUIET_SECONDS = 30.0
@@ -84,7 +101,8 @@ class Training:
     folder: Path
     accelerator: Accelerator
     store: ImageStore
-    val: ImageStore | None
+    indices: Tensor
+    held_out: HeldOut
     spec: BackboneSpec
     loader: PairLoader
     method: Any
@@ -161,6 +179,7 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
     device = accelerator.device
     with accelerator.main_process_first():  # which downloads what is missing
         subset = load_training_subset(s, device)
+        held_out = load_held_out(s, subset.store, s.evaluate) if accelerator.is_main_process else HeldOut()
     store = subset.store
     loader = PairLoader(
         store,
@@ -197,14 +216,13 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
         for network in method.children():
             network.compile()
     online, optimizer = accelerator.prepare(method.online, optimizer)
-    if accelerator.is_main_process:
-        save_indices(folder / "train_indices.npy", subset.indices)
     return Training(
         settings=s,
         folder=folder,
         accelerator=accelerator,
         store=store,
-        val=load_split(s, "val", device) if s.knn_every else None,
+        indices=subset.indices,
+        held_out=held_out,
         spec=spec,
         loader=loader,
         method=method,
@@ -348,12 +366,13 @@ def refresh_clusters(run: Training, epoch: int) -> None:
 
 def score_on_val(run: Training, epoch: int) -> None:
     """kNN on the validation split, on rank 0, at the end of an epoch that is due."""
-    if run.val is None or (epoch + 1) % run.settings.knn_every or not run.accelerator.is_main_process:
+    every, store = run.settings.knn_every, run.held_out.val
+    if not every or (epoch + 1) % every or store is None:
         return
     backbone = run.method.online.backbone
-    train, val = (extract_features(backbone, store, run.spec) for store in (run.store, run.val))
-    scores, k = knn_probe(train, run.store.labels, val, run.val.labels, val, run.store.n_classes)
-    value = float(balanced_accuracy(scores, run.val.labels))
+    train, val = (extract_features(backbone, images, run.spec) for images in (run.store, store))
+    scores, k = knn_probe(train, run.store.labels, val, store.labels, val, run.store.n_classes)
+    value = float(balanced_accuracy(scores, store.labels))
     run.metrics.append([{"step": run.step, "epoch": epoch, "knn_val": value, "k": k}])
     if run.settings.tracker:
         run.accelerator.log({"knn_val": value}, step=run.step)
@@ -461,19 +480,20 @@ def finish(run: Training) -> None:
     save_backbone(run.method.online.backbone, run.spec, run.folder / "backbone")
     draw_curves(run.metrics.read(), describe_run(s, run.store), run.folder / "curves.png")
     if s.evaluate:
-        device = run.store.device
-        val = load_split(s, "val", device) if run.val is None else run.val
-        seconds["evaluation"] = evaluate_run(s, run.folder, Splits(run.store, val, load_split(s, "test", device)))
+        seconds["evaluation"] = evaluate_run(s, run.folder, Splits.of(run.store, run.held_out))
     environment = run.folder / "environment.json"
     write_json(environment, json.loads(environment.read_text()) | {"wall_seconds": seconds})
 
 
-def judge_baselines(settings: PretrainSettings, folder: Path, device: torch.device) -> None:
+def judge_baselines(
+    settings: PretrainSettings, sources: dict[str, str], folder: Path, device: torch.device, again: bool
+) -> None:
     """The evaluation without a pre-training: raw pixels, random initialisation, supervised from scratch."""
     subset = load_training_subset(settings, device)
-    save_indices(folder / "train_indices.npy", subset.indices)
+    held_out = load_held_out(settings, subset.store, evaluate=True)
+    tie_to_data(settings, sources, folder, again, subset, held_out)
     logger.info(describe_images(subset.store))
-    splits = Splits(subset.store, load_split(settings, "val", device), load_split(settings, "test", device))
+    splits = Splits.of(subset.store, held_out)
     extra = {"device": str(device), **describe_start(subset.store)}
     write_json(folder / "environment.json", describe_environment(extra))
     seconds = {"evaluation": evaluate_run(settings, folder, splits)}
@@ -520,27 +540,71 @@ def describe_start(store: ImageStore) -> dict[str, Any]:
     }
 
 
-def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
-    """One whole run, from the store to the table."""
-    started = time.perf_counter()
-    folder = run_path(settings)
-    accelerator = make_accelerator(settings, folder)
-    # Rank 0 makes the folder; the others look at it once it is there.
-    run_again = False
-    error = ""
+def claim_run(settings: PretrainSettings, held: ExitStack) -> bool:
+    """Keep others out of the run's folder as long as ``held``; whether there is a run to go on with."""
+    find_run(settings)  # a folder that is none of ours is left as it is
+    held.enter_context(lock_run(run_path(settings)))
+    return find_run(settings)
+
+
+def tie_to_data(
+    settings: PretrainSettings, sources: dict[str, str], folder: Path, again: bool, subset: Subset, held_out: HeldOut
+) -> None:
+    """The last look before anything is written: the data are those of the run's beginning, or can all be read."""
+    data = identify_all(subset.store, subset.indices, held_out.val, held_out.test)
+    if again:
+        go_on(folder, data)
+        return
+    for store in (held_out.val, held_out.test):
+        if store is not None:
+            check_readable(store)
+    begin_run(folder, settings, sources, data, subset.indices)
+
+
+def checkpoint_bytes(run: Training) -> int:
+    """At least; the optimiser has one number or more for each that it trains."""
+    tensors = [*run.method.state_dict().values(), *run.method.online.parameters()]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def on_main(accelerator: Accelerator, act: Callable[[], Any]) -> Any:
+    """What rank 0 gets from it, on every process; so is what stops it."""
+    value, problem = None, None
     if accelerator.is_main_process:
         try:
-            _, run_again = open_run(settings, sources)
-        except InputError as problem:
-            error = str(problem)
-    run_again, error = agree(accelerator, [run_again, error])
-    if error:
-        raise InputError(error)
-    if settings.baselines == "only":
-        if accelerator.is_main_process:
-            judge_baselines(settings, folder, accelerator.device)
-        return
+            value = act()
+        except (InputError, OSError) as error:
+            problem = error
+    value, problem = agree(accelerator, [value, problem])
+    if problem is not None:
+        raise problem
+    return value
+
+
+def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
+    """One whole run, from the store to the table, in a folder that no other process writes to."""
+    folder = run_path(settings)
+    accelerator = make_accelerator(settings, folder)
+    with ExitStack() as held:
+        again = on_main(accelerator, lambda: claim_run(settings, held))
+        if settings.baselines != "only":
+            pretrain_in(folder, settings, sources, accelerator, again)
+        elif accelerator.is_main_process:
+            judge_baselines(settings, sources, folder, accelerator.device, again)
+
+
+def pretrain_in(
+    folder: Path, settings: PretrainSettings, sources: dict[str, str], accelerator: Accelerator, run_again: bool
+) -> None:
+    """Build, check, begin or go on, train, finish. Until all is checked, nothing in the folder changes."""
+    started = time.perf_counter()
     run = build_training(settings, folder, accelerator)
+
+    def begin() -> None:
+        check_space(folder, checkpoint_bytes(run))
+        tie_to_data(settings, sources, folder, run_again, Subset(run.store, run.indices), run.held_out)
+
+    on_main(accelerator, begin)
     hidden = not accelerator.is_main_process or not sys.stderr.isatty()
     run.progress = tqdm(total=run.total_steps, unit="step", disable=hidden, mininterval=1.0)
     if run_again:
@@ -568,6 +632,8 @@ def main() -> None:
             pretrain(*take_over(*resolve(prog="pretrain.py"), os.environ))
         except InputError as error:
             return EXIT_BAD_INPUT, f"error: {error}"
+        except OSError as error:
+            return EXIT_IO, f"error: {describe_os_error(error)}: when that is mended, {RESUME}"
         except NotFiniteError as error:
             return EXIT_NOT_FINITE, f"error: {error}"
         except Interrupted as interruption:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from typing import Any
 import torch
 
 from amimv import InputError, __version__, user_path
+from amimv.files import locked, replacing
+from amimv.pipelines import save_indices
 from amimv.pipelines.stores import FOLDER
 from amimv.trainers.checks import FREE_ON_RESUME
+from amimv.trainers.identity import check_data
 from amimv.trainers.settings import PretrainSettings, from_yaml, to_yaml
 
+LOCK = "lock"
 PACKAGES = [
     "torch",
     "torchvision",
@@ -74,22 +79,33 @@ def run_path(settings: PretrainSettings) -> Path:
     return Path(settings.output) / (settings.name or default_name(settings))
 
 
-def open_run(settings: PretrainSettings, sources: dict[str, str]) -> tuple[Path, bool]:
-    """The run's folder, made and with its ``config.yaml``, and whether an earlier start of the run lies there.
+def lock_run(folder: Path) -> AbstractContextManager[int]:
+    """Keeps other processes out of a run's folder, which is made; refuses if one is in there."""
+    return locked(folder / LOCK, f"{folder} is in use: wait for the process there to end, or give another name")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is something to go on with, or to lose: a checkpoint, a logged step or a result."""
+    metrics = folder / "metrics.jsonl"
+    logged = metrics.is_file() and metrics.stat().st_size > 0
+    return logged or any((folder / "checkpoints").glob("step-*.pt")) or (folder / "results.csv").exists()
+
+
+def find_run(settings: PretrainSettings) -> bool:
+    """Whether the run's folder holds an earlier start of the run. A start that failed before its first step was logged
+    is none, and its folder is free. Nothing is written.
 
     Raises:
-        InputError: if the folder holds a run and ``resume`` is not ``auto``, or a run with other settings.
+        InputError: if the folder holds a run and ``resume`` is not ``auto``, a run with other settings, or else.
     """
     folder = run_path(settings)
     config = folder / "config.yaml"
     if not config.exists():
-        partial = folder / "config.partial"
-        if folder.exists() and any(path != partial for path in folder.iterdir()):
+        if folder.is_dir() and any(p.name != LOCK and p.suffix != ".partial" for p in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another --name or --output")
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(to_yaml(settings, sources))
-        partial.replace(config)
-        return folder, False
+        return False
+    if not holds_run(folder):
+        return False
     if settings.resume != "auto":
         raise InputError(f"{folder} holds a run already: add --resume auto to go on with it, or give another --name")
     earlier = from_yaml(config)
@@ -101,7 +117,28 @@ def open_run(settings: PretrainSettings, sources: dict[str, str]) -> tuple[Path,
                 f"{folder} was run with {field} {getattr(earlier, field)!r}, not {value!r}: "
                 "resume with the same settings, or give another --name"
             )
-    return folder, True
+    return True
+
+
+def begin_run(
+    folder: Path, settings: PretrainSettings, sources: dict[str, str], data: dict[str, Any], indices: torch.Tensor
+) -> None:
+    """What stands in the folder before the first step: settings, digests of the data, the training subset."""
+    (folder / "not_finite.json").unlink(missing_ok=True)  # of a start that failed
+    with replacing(folder / "config.yaml") as file:
+        file.write(to_yaml(settings, sources))
+    write_json(folder / "data.json", data)
+    save_indices(folder / "train_indices.npy", indices)
+
+
+def go_on(folder: Path, data: dict[str, Any]) -> None:
+    """Hold the data against those that the run began with; splits that are new to it are noted.
+
+    Raises:
+        InputError: the data have changed.
+    """
+    if (record := check_data(folder, data)) is not None:
+        write_json(folder / "data.json", record)
 
 
 def describe_environment(extra: dict[str, Any]) -> dict[str, Any]:
@@ -128,9 +165,8 @@ def describe_environment(extra: dict[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """The file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def draw_curves(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -151,5 +187,6 @@ def draw_curves(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
         right = axis.twinx()
         right.plot(*zip(*knn, strict=True), color="tab:orange", marker="o", markersize=3)
         right.set_ylabel("kNN balanced accuracy on val (%)", color="tab:orange")
-    figure.savefig(path, dpi=120)
+    with replacing(path, "wb") as file:
+        figure.savefig(file, dpi=120)
     pyplot.close(figure)

@@ -20,7 +20,6 @@ judge raw pixels, random initialisation and the supervised reference, one for ea
 import csv
 import hashlib
 import itertools
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from amimv import InputError, check_choice, did_you_mean, shown
+from amimv.files import replacing
 from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.stores import FOLDER, medmnist_names
 from amimv.trainers.checks import NO_EFFECT, OF_BASELINES
@@ -290,8 +290,7 @@ def digest_of(run: str) -> str:
 
 def write_plan(cells: list[Cell], path: Path) -> None:
     """``plan.csv``: every point of the grids, its run folder and the command that makes it; whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # several shards may write it at once
-    with partial.open("w", newline="") as file:
+    with replacing(path, newline="") as file:
         writer = csv.DictWriter(file, PLAN_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for cell in cells:
@@ -299,4 +298,3 @@ def write_plan(cells: list[Cell], path: Path) -> None:
             row = {name: getattr(s, name) for name in PLAN_COLUMNS if hasattr(s, name)}
             own = {"grid": cell.grid, "run": cell.run, "kind": cell.kind, "data": cell.data}
             writer.writerow(row | own | {"command": cell.command()})
-    partial.replace(path)

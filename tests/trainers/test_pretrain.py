@@ -26,7 +26,7 @@ from amimv.models.methods.encoder import Encoder
 from amimv.pipelines import SAMPLERS, PairBatch, PairLoader, get_recipe, load_store
 from amimv.trainers import pretrain as module
 from amimv.trainers.launch import make_accelerator
-from amimv.trainers.run_folder import open_run, run_path
+from amimv.trainers.run_folder import begin_run, find_run, run_path
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings, resolve
 
@@ -365,10 +365,13 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> module.
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     settings, sources = resolve([*flags, "--output", str(folder)])
     settings = replace(settings, **{name: value for name, value in SMALL_HEADS.items() if name in vars(settings)})
-    _, again = open_run(settings, sources)
-    run = module.build_training(settings, run_path(settings), make_accelerator(settings, run_path(settings)))
+    again, path = find_run(settings), run_path(settings)
+    path.mkdir(parents=True, exist_ok=True)
+    run = module.build_training(settings, path, make_accelerator(settings, path))
     if again:
         module.restore(run)
+    else:
+        begin_run(path, settings, sources, {}, run.indices)
     return run
 
 

@@ -13,18 +13,27 @@ from amimv import InputError, __version__
 from amimv.pipelines.recipes import ALIASES
 from amimv.trainers.run_folder import (
     PACKAGES,
+    begin_run,
     default_name,
     describe_environment,
     draw_curves,
-    open_run,
+    find_run,
+    lock_run,
     revision,
+    run_path,
     write_json,
 )
 from amimv.trainers.settings import from_yaml, resolve
 
 
 def start(folder: Path, *flags: str) -> tuple[Path, bool]:
-    return open_run(*resolve(["--output", str(folder), *flags]))
+    """The run's folder, begun unless there is a run to go on with."""
+    settings, sources = resolve(["--output", str(folder), *flags])
+    path, again = run_path(settings), find_run(settings)
+    if not again:
+        path.mkdir(parents=True, exist_ok=True)
+        begin_run(path, settings, sources, {}, torch.arange(3))
+    return path, again
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -51,8 +60,12 @@ def refused(root: Path, *flags: str) -> str:
 
 def test_a_new_run_gets_a_folder_with_its_config(tmp_path: Path) -> None:
     settings, sources = resolve(["--output", str(tmp_path / "deep" / "runs"), "--name", "r"])
-    folder, resumed = open_run(settings, sources)
-    assert (folder, resumed) == (tmp_path / "deep" / "runs" / "r", False)
+    folder = tmp_path / "deep" / "runs" / "r"
+    assert not find_run(settings)
+    assert not folder.exists(), "a look writes nothing"
+    with lock_run(folder):
+        assert not find_run(settings)
+        begin_run(folder, settings, sources, {}, torch.arange(3))
     assert from_yaml(folder / "config.yaml") == settings
 
 
