@@ -147,7 +147,11 @@ class EncodedImages:
         ndd, types = _dali()
         where, side = "gpu" if self.device.type == "cuda" else "cpu", self.size
         colour = types.GRAY if self.channels == 1 else types.RGB
-        images = ndd.decoders.image(ndd.as_batch(encoded), device=where, output_type=colour)
+        files = ndd.as_batch(encoded)
+        # A header that DALI cannot read must fail here: in its decoder the rest of the batch would outlive the failure
+        # and write where it may no longer.
+        ndd.peek_image_shape(files)
+        images = ndd.decoders.image(files, device=where, output_type=colour)
         return ndd.resize_crop_mirror(images, resize_shorter=side, crop=(side, side), antialias=True).torch()
 
 

@@ -255,6 +255,22 @@ def test_a_damaged_file_is_named(folder: Path, content: bytes, monkeypatch: pyte
     assert torch.equal(store.gather(others), good[others])
 
 
+@pytest.mark.parametrize(
+    "content", [PNG[:-60], PNG[:40], JPEG[:100], b"no image"], ids=["PNG", "header", "JPEG", "text"]
+)
+def test_a_damaged_file_harms_no_other_of_its_batch(tmp_path: Path, content: bytes) -> None:
+    """DALI's decoder, left to meet it, goes on with the others after the failure: a crash here or in what follows."""
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(content)
+    images = encoded(*(smooth(40, 30, i) for i in range(60)), folder=tmp_path, size=12)
+    good = images.read(torch.arange(60))
+    for place in (59, 0, 20, 40, 58):
+        mixed = replace(images, paths=(*images.paths[:place], str(bad), *images.paths[place + 1 :]))
+        with pytest.raises(InputError, match=f"{bad} cannot be decoded"):
+            mixed.read(torch.arange(60))
+        assert torch.equal(images.read(torch.arange(60)), good)
+
+
 def test_a_file_that_cannot_be_read(store: ImageStore, folder: Path) -> None:
     gone = folder / "train" / "a" / "03.png"
     gone.unlink()
