@@ -63,3 +63,9 @@ def guard_imports(advice: str) -> None:
 
     for number in SIGNALS:
         signal.signal(number, end)
+
+
+def ignore_signals() -> None:
+    """From now on no signal changes the exit status: all is said, and the interpreter is taken down."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -72,7 +72,7 @@ def load_held_out(settings: PretrainSettings, train: ImageStore, evaluate: bool)
         evaluate: whether the run evaluates, which needs both splits.
 
     Raises:
-        InputError: a split is missing, has other channels than the training images, or is too small.
+        InputError: a split is missing, is too small, or its images have not the size and channels of those of train.
     """
     val = load_split(settings, "val", train.device) if evaluate or settings.knn_every else None
     test = load_split(settings, "test", train.device) if evaluate else None
@@ -81,6 +81,10 @@ def load_held_out(settings: PretrainSettings, train: ImageStore, evaluate: bool)
             raise InputError(
                 f"{store.name}: {store.split} images have {store.channels} channels, those of train {train.channels}: "
                 "convert them (--channels 3 makes grey RGB)"
+            )
+        if store is not None and store.size != train.size:
+            raise InputError(
+                f"{store.name}: {store.split} images are {store.size} px, those of train {train.size} px: resize them"
             )
     if test is not None and min(len(test), test.n_classes) < 2:
         raise InputError(

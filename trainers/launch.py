@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from amimv.signals import EXIT_INTERRUPTED, interruption, rank_of
 from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
+T = TypeVar("T")
 
 #: ``accelerate launch`` always sets it.
 LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"
@@ -169,6 +170,27 @@ def agree(accelerator: Accelerator, values: list[Any], source: int = 0) -> list[
     return values
 
 
+def on_main(accelerator: Accelerator, act: Callable[[], Any]) -> Any:
+    """What rank 0 gets from it, on every process; so is what stops it."""
+    value, problem = None, None
+    if accelerator.is_main_process:
+        try:
+            value = act()
+        except (InputError, OSError) as error:
+            problem = error
+    value, problem = agree(accelerator, [value, problem])
+    if problem is not None:
+        raise problem
+    return value
+
+
+def main_first(accelerator: Accelerator, act: Callable[[], T]) -> T:
+    """What every rank gets from it, rank 0 before the others; what stops rank 0 stops them all."""
+    found: list[T] = []
+    on_main(accelerator, lambda: found.append(act()))
+    return found[0] if found else act()
+
+
 def share(accelerator: Accelerator, value: Any) -> list[Any]:
     """Every rank's value on every process, in the order of ranks."""
     values = [value] * accelerator.num_processes
@@ -215,7 +237,7 @@ def run_ranked(command: Callable[[], tuple[int, str]], advice: str, environment:
         environment: of the process.
 
     Returns:
-        The exit status.
+        The exit status; of a process that ends because another one failed, that one's.
     """
     rank, board = rank_of(environment), _board(environment)
     try:
@@ -225,36 +247,36 @@ def run_ranked(command: Callable[[], tuple[int, str]], advice: str, environment:
             if not _read(board, "ended"):
                 if board is not None:
                     error.add_note(f"(on rank {rank})")
+                    _tell(board, "failed", "1")
                     _tell(board, "ended", "error")
-                    _tell(board, "failed", str(rank))
                 raise
             # Its collectives broke: that is not its own.
             status, message = EXIT_INTERRUPTED, _read(board, "ended")
     except KeyboardInterrupt as stop:
         status, message = EXIT_INTERRUPTED, interruption(stop, advice)
-    if status:
-        _say(status, message, rank, board)
-    return status
+    return _say(status, message, rank, board) if status else 0
 
 
-def _say(status: int, message: str, rank: int, board: dist.Store | None) -> None:
+def _say(status: int, message: str, rank: int, board: dist.Store | None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the line comes first
     if status == EXIT_INTERRUPTED:
-        if not _read(board, "failed"):
-            _tell(board, "ended", message)
-            if rank == 0:
-                print(message, file=sys.stderr, flush=True)
-        return
+        if failed := _read(board, "failed"):
+            return int(failed)
+        _tell(board, "ended", message)
+        if rank == 0:
+            print(message, file=sys.stderr, flush=True)
+        return status
     if rank == 0:
         print(message, file=sys.stderr, flush=True)
+    _tell(board, "failed", str(status))
     _tell(board, "ended", message)
-    _tell(board, "failed", str(rank))
     _tell(board, f"rank {rank}", message)
     # Before the processes are connected, rank 0 may be far behind: importing torch, say.
     patience = 5.0 if dist.is_initialized() else 60.0
     if rank > 0 and _read(board, "rank 0", patience) != message:
         print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
+    return status
 
 
 def _tell(board: dist.Store | None, key: str, value: str) -> None:

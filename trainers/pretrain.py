@@ -15,14 +15,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from amimv.signals import EXIT_INTERRUPTED, RESUME, SIGNALS, guard_imports, interruptible, is_command, rank_of
+from amimv.signals import (
+    EXIT_INTERRUPTED,
+    RESUME,
+    SIGNALS,
+    guard_imports,
+    ignore_signals,
+    interruptible,
+    is_command,
+    rank_of,
+)
 
 if is_command(__name__):
     guard_imports(RESUME)
@@ -46,7 +55,6 @@ from amimv.pipelines import (
     PairLoader,
     Recipe,
     get_recipe,
-    realised_ratio,
 )
 from amimv.pipelines.rng import library_seed
 from amimv.trainers.checkpoints import JsonLines, check_space, load_newest, save_checkpoint
@@ -55,27 +63,22 @@ from amimv.trainers.data import (
     HeldOut,
     Subset,
     backbone_spec,
-    check_readable,
     describe_images,
     load_held_out,
     load_training_subset,
 )
 from amimv.trainers.evaluation import Splits, describe_run, evaluate_run, extract_features
-from amimv.trainers.identity import identify_all
-from amimv.trainers.launch import agree, make_accelerator, run_ranked, share, take_over, without_effect
+from amimv.trainers.launch import main_first, make_accelerator, on_main, run_ranked, share, take_over, without_effect
 from amimv.trainers.probes import balanced_accuracy, knn_probe
 from amimv.trainers.run_folder import (
-    begin_run,
     describe_environment,
     draw_curves,
-    find_run,
-    go_on,
-    lock_run,
     run_path,
     write_json,
 )
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings, resolve
+from amimv.trainers.start import claim_run, describe_start, tie_to_data
 
 EXIT_NOT_FINITE = 1
 
@@ -173,14 +176,9 @@ def cap_queue(settings: PretrainSettings, images: int) -> PretrainSettings:
     return replace(settings, **capped)
 
 
-def build_training(settings: PretrainSettings, folder: Path, accelerator: Accelerator) -> Training:
-    """Store, loader, networks and optimiser, on the process's device."""
+def build_loader(settings: PretrainSettings, store: ImageStore, accelerator: Accelerator) -> PairLoader:
+    """The process's share of the pairs, for as many epochs as the run has steps."""
     s = settings
-    device = accelerator.device
-    with accelerator.main_process_first():  # which downloads what is missing
-        subset = load_training_subset(s, device)
-        held_out = load_held_out(s, subset.store, s.evaluate) if accelerator.is_main_process else HeldOut()
-    store = subset.store
     loader = PairLoader(
         store,
         make_recipe(s, store.size),
@@ -194,16 +192,31 @@ def build_training(settings: PretrainSettings, folder: Path, accelerator: Accele
         world_size=accelerator.num_processes,
         micro_batches=s.accumulation,
         # On a CPU compiled views are slower; DALI's operators are compiled already.
-        compile=s.compile and device.type == "cuda" and s.backend == "kornia",
+        compile=s.compile and accelerator.device.type == "cuda" and s.backend == "kornia",
     )
-    total_steps = s.steps or s.epochs * loader.steps_per_epoch
-    loader.epochs = math.ceil(total_steps / loader.steps_per_epoch)
+    loader.epochs = math.ceil(s.steps / loader.steps_per_epoch) if s.steps else s.epochs
     if "cluster-balanced" in (s.sampler, s.partner) and loader.epochs <= s.cluster_every:
         logger.warning(
             "cluster-balanced draws uniformly in all %d epochs: the first clusters come after %d (--cluster-every)",
             loader.epochs,
             s.cluster_every,
         )
+    return loader
+
+
+def build_training(settings: PretrainSettings, folder: Path, accelerator: Accelerator) -> Training:
+    """Store, loader, networks and optimiser, on the process's device."""
+    s = settings
+    device = accelerator.device
+
+    def load() -> tuple[Subset, HeldOut]:
+        subset = load_training_subset(s, device)
+        return subset, load_held_out(s, subset.store, s.evaluate) if accelerator.is_main_process else HeldOut()
+
+    subset, held_out = main_first(accelerator, load)  # which downloads what is missing
+    store = subset.store
+    loader = build_loader(s, store, accelerator)
+    total_steps = s.steps or s.epochs * loader.steps_per_epoch
     spec = backbone_spec(s, store)
     torch.manual_seed(s.seed)
     backbone = build_backbone(spec)
@@ -528,57 +541,10 @@ def log_start(run: Training) -> None:
     write_json(run.folder / "environment.json", describe_environment(extra))
 
 
-def describe_start(store: ImageStore) -> dict[str, Any]:
-    """The command, the task and the training images."""
-    counts = store.class_counts()
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "task": store.task,
-        "training_images": len(store),
-        "training_counts": counts,
-        "realised_ratio": realised_ratio(counts) if min(counts) else None,
-    }
-
-
-def claim_run(settings: PretrainSettings, held: ExitStack) -> bool:
-    """Keep others out of the run's folder as long as ``held``; whether there is a run to go on with."""
-    find_run(settings)  # a folder that is none of ours is left as it is
-    held.enter_context(lock_run(run_path(settings)))
-    return find_run(settings)
-
-
-def tie_to_data(
-    settings: PretrainSettings, sources: dict[str, str], folder: Path, again: bool, subset: Subset, held_out: HeldOut
-) -> None:
-    """The last look before anything is written: the data are those of the run's beginning, or can all be read."""
-    data = identify_all(subset.store, subset.indices, held_out.val, held_out.test)
-    if again:
-        go_on(folder, data)
-        return
-    for store in (held_out.val, held_out.test):
-        if store is not None:
-            check_readable(store)
-    begin_run(folder, settings, sources, data, subset.indices)
-
-
 def checkpoint_bytes(run: Training) -> int:
     """At least; the optimiser has one number or more for each that it trains."""
     tensors = [*run.method.state_dict().values(), *run.method.online.parameters()]
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-
-
-def on_main(accelerator: Accelerator, act: Callable[[], Any]) -> Any:
-    """What rank 0 gets from it, on every process; so is what stops it."""
-    value, problem = None, None
-    if accelerator.is_main_process:
-        try:
-            value = act()
-        except (InputError, OSError) as error:
-            problem = error
-    value, problem = agree(accelerator, [value, problem])
-    if problem is not None:
-        raise problem
-    return value
 
 
 def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
@@ -644,6 +610,8 @@ def main() -> None:
         status = run_ranked(command, RESUME, os.environ)
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+    if is_command(__name__):
+        ignore_signals()
     if status:
         sys.exit(status)
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,6 +185,28 @@ def torchrun(folder: Path, *words: str) -> tuple[int, list[str]]:
     return done.returncode, [line for line in done.stderr.splitlines() if line.startswith(marks)]
 
 
+def test_what_rank_0_looks_at_before_the_others_stops_all(tmp_path: Path) -> None:
+    """The others, who wait for it, neither hang nor tell of anything but that; and all have its status."""
+    images = np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8)
+    splits = ("train", "val")
+    arrays = {f"{split}_images": images for split in splits} | {
+        f"{split}_labels": np.arange(16) % 2 for split in splits
+    }
+    np.savez(tmp_path / "own.npz", **arrays)
+    flags = ("--data", "own.npz", "--batch-size", "8", "--steps", "2", "--name", "r")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, pretrain.__file__, *flags], cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    own = [line for line in done.stderr.splitlines() if line.startswith(("error:", "rank 1:", "SIG"))]
+    assert len(own) == 1
+    assert "has no array 'test_" in own[0]
+    assert re.findall(r"exitcode +: (-?\d+) \(pid", done.stderr) == ["2", "2"]
+    assert [path.name for path in (tmp_path / "runs" / "r").iterdir()] == ["lock"]
+
+
 def test_an_error_of_rank_1_alone_is_named_once(tmp_path: Path) -> None:
     worker = str(Path(__file__).parent / "failing_rank_worker.py")
     status, lines = torchrun(tmp_path, worker, "input", *TINY, "--steps", "9")
@@ -219,8 +242,8 @@ class Board(dict[str, bytes]):
 
 def said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], board: Board, rank: int, end: object
-) -> str:
-    """What one process prints that ends so: an exception, or a status and its line."""
+) -> tuple[int, str]:
+    """The status of a process that ends so (an exception, or a status and its line), and what it prints."""
 
     def command() -> tuple[int, str]:
         if isinstance(end, BaseException):
@@ -229,8 +252,8 @@ def said(
 
     monkeypatch.setattr(launch, "_board", lambda environment: board)
     with signals.interruptible():
-        launch.run_ranked(command, "ADVICE", {"RANK": str(rank)})
-    return capsys.readouterr().err
+        status = launch.run_ranked(command, "ADVICE", {"RANK": str(rank)})
+    return status, capsys.readouterr().err
 
 
 BROKEN = RuntimeError("Connection closed by peer")
@@ -254,7 +277,24 @@ def test_each_reason_is_printed_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ends: list[tuple[int, object]], printed: str
 ) -> None:
     board = Board()
-    assert "".join(said(monkeypatch, capsys, board, rank, end) for rank, end in ends) == printed
+    assert "".join(said(monkeypatch, capsys, board, rank, end)[1] for rank, end in ends) == printed
+
+
+@pytest.mark.parametrize("own", [BROKEN, KeyboardInterrupt("SIGTERM"), (75, "SIGTERM: saved")])
+@pytest.mark.parametrize(("status", "first"), [(2, (2, "error: a")), (74, (74, "error: b")), (1, (1, "error: c"))])
+def test_who_ends_because_another_one_failed_has_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int, first: object, own: object
+) -> None:
+    board = Board()
+    assert [said(monkeypatch, capsys, board, rank, end)[0] for rank, end in ((1, first), (0, own))] == [status] * 2
+
+
+def test_who_is_cut_off_by_an_interrupted_one_is_interrupted_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = Board()
+    ends = ((0, KeyboardInterrupt("SIGTERM")), (1, BROKEN))
+    assert [said(monkeypatch, capsys, board, rank, end)[0] for rank, end in ends] == [75, 75]
 
 
 def test_an_unexpected_exception_names_its_rank_and_silences_what_it_breaks(
@@ -264,7 +304,7 @@ def test_an_unexpected_exception_names_its_rank_and_silences_what_it_breaks(
     with pytest.raises(KeyError) as caught:
         said(monkeypatch, capsys, board, 1, KeyError("lost"))
     assert caught.value.__notes__ == ["(on rank 1)"]
-    assert said(monkeypatch, capsys, board, 0, BROKEN) == ""
+    assert said(monkeypatch, capsys, board, 0, BROKEN) == (1, "")
 
 
 # Signals at any time

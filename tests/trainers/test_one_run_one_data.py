@@ -1,6 +1,7 @@
 """A run folder belongs to its data, to one process, and to nobody before the first step; full disks cost one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,14 +150,30 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(
 # Before the first step
 
 
+def only(n: int) -> dict[str, np.ndarray]:
+    return {"test_images": np.zeros((n, 28, 28, 3), np.uint8), "test_labels": np.zeros(n, int)}
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"test_images": np.zeros((1, 28, 28, 3), np.uint8), "test_labels": np.zeros(1, int)}, "got 1 and 2"),
-        ({f"{s}_labels": np.zeros(n, int) for s, n in SIZES.items()}, ""),
+        (only(1), "got 1 and 2"),
+        (only(0), "test_images is empty"),
+        ({f"{s}_labels": np.zeros(n, int) for s, n in SIZES.items()}, "class"),
         ({"test_images": np.zeros((8, 28, 28), np.uint8)}, "test images have 1 channels"),
+        ({"test_images": np.zeros((8, 64, 64, 3), np.uint8)}, "test images are 64 px"),
+        ({"test_labels": np.full(8, 5)}, "label"),
+        ({"val_images": np.zeros((0, 28, 28, 3), np.uint8), "val_labels": np.zeros(0, int)}, "val_images is empty"),
     ],
-    ids=["one test image", "one class", "grey test images"],
+    ids=[
+        "one test image",
+        "none",
+        "one class",
+        "grey test images",
+        "large test images",
+        "other labels",
+        "no val image",
+    ],
 )
 def test_what_the_evaluation_needs_is_looked_at_first(
     tmp_path: Path, call: Callable[..., tuple], changed: dict[str, np.ndarray], said: str
@@ -165,7 +182,43 @@ def test_what_the_evaluation_needs_is_looked_at_first(
     status, (line,) = call("--data", str(data))
     assert status == EXIT_BAD_INPUT
     assert said in line
+    assert len(line) < 200
     assert not holds_run(tmp_path / "runs" / "r")
+    write_npz(data)  # the corrected data
+    assert call("--data", str(data), "--no-evaluate")[0] == 0
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_is_missing_is_missed_first(tmp_path: Path, call: Callable[..., tuple], split: str) -> None:
+    whole = dict(np.load(write_npz(tmp_path / "whole.npz")))
+    data = tmp_path / "own.npz"
+    np.savez(data, **{name: array for name, array in whole.items() if not name.startswith(split)})
+    status, (line,) = call("--data", str(data))
+    assert status == EXIT_BAD_INPUT
+    assert f"has no array '{split}_" in line
+    assert not holds_run(tmp_path / "runs" / "r")
+    assert call("--data", str(data), "--no-evaluate")[0] == 0
+
+
+@pytest.mark.parametrize("what", ["no split", "one image", "damaged"])
+def test_the_test_files_of_a_folder_are_looked_at_first(tmp_path: Path, call: Callable[..., tuple], what: str) -> None:
+    pytest.importorskip("nvidia.dali", reason="nvidia-dali is not installed")
+    folder = write_folder(tmp_path / "images")
+    test = folder / "test"
+    if what == "no split":
+        shutil.rmtree(test)
+    elif what == "damaged":
+        (test / "b" / "7.png").write_bytes((test / "b" / "7.png").read_bytes()[:300])
+    else:
+        for file in (*test.glob("b/*"), *test.glob("a/[1-9].png")):
+            file.unlink()
+    said = {"no split": "'test'", "one image": "got 1 and 2", "damaged": "7.png cannot be decoded"}
+    flags = ("--data", f"folder:{folder}", "--size", "28")
+    status, lines = call(*flags)
+    assert status == EXIT_BAD_INPUT
+    assert said[what] in lines[0]
+    assert not holds_run(tmp_path / "runs" / "r")
+    assert call(*flags, "--no-evaluate")[0] == 0
 
 
 @pytest.mark.parametrize("flags", [("--batch-size", "500"), ("--backbone", "resnet81"), ("--sampler", "x")])
