@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks that die with their process."""
 
 import errno
+import logging
 import os
 import socket
 import sys
@@ -11,8 +12,12 @@ from typing import IO, Any
 
 from amimv import InputError
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("amimv")
 
 #: What ``flock`` says where the file system knows no locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -73,7 +78,7 @@ def locked(path: Path, busy: str = "") -> Iterator[int]:
 
     Over NFS (Linux 2.6.12 or later) ``flock`` is a lock of the server's, so it holds between machines, unless the
     folder is mounted with ``nolock`` or ``local_lock``; of a machine that crashed, the server keeps it until its lease
-    ends. Where there are no locks (Windows, Lustre without ``flock``) nothing is held back.
+    ends. Where there are no locks (Windows, Lustre without ``flock``) nothing is held back, and a line says so.
 
     Args:
         path: of the lock; its folder is made.
@@ -84,15 +89,17 @@ def locked(path: Path, busy: str = "") -> Iterator[int]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-            except BlockingIOError as error:
-                file.seek(0)
-                raise InputError(f"{busy} ({file.read().strip() or 'unknown'})") from error
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, "no flock")
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(f"{busy} ({file.read().strip() or 'unknown'})") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning("%s: there are no locks here, so see to it that one process at a time runs there", path)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -1,10 +1,13 @@
 """A run folder belongs to its data, to one process, and to nobody before the first step; full disks cost one line."""
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +148,44 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(
         first.kill()
         first.communicate()
     assert call("--data", data, "--no-evaluate", "--resume", "auto")[0] == 0
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["no locks", "another failure"])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: bool
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK if known else errno.EIO, "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    entered = False
+    with nullcontext() if known else pytest.raises(OSError, match="refused"), locked(tmp_path / "lock", "busy"):
+        entered = True
+    assert (entered, len(caplog.messages)) == (known, int(known))
+
+
+def test_a_second_command_with_the_same_words_is_refused(tmp_path: Path, call: Callable[..., tuple]) -> None:
+    """The first is a process of its own, in mid-run."""
+    data, folder = str(write_npz(tmp_path / "own.npz")), tmp_path / "runs" / "r"
+    flags = ("--data", data, "--batch-size", "8", "--save-every", "2", "--supervised-steps", "0", "--name", "r")
+    flags = (*flags, "--knn-every", "0", "--no-evaluate", "--resume", "auto", "--steps", "100000", "--log-every", "1")
+    first = subprocess.Popen([sys.executable, pretrain.__file__, *flags], cwd=tmp_path, stderr=subprocess.PIPE)
+    try:
+        while not (folder / "metrics.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        status, (line,) = call("--data", data, "--no-evaluate", "--resume", "auto", "--steps", "100000")
+        assert status == EXIT_BAD_INPUT
+        assert f"(process {first.pid} on " in line
+        assert first.poll() is None
+    finally:
+        first.terminate()
+        first.communicate(timeout=60)
+    assert first.returncode == 75
+    steps = [json.loads(row)["step"] for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 # Before the first step
