@@ -126,6 +126,43 @@ def test_files_that_are_gone_or_changed(tmp_path: Path, call: Callable[..., tupl
     assert call(*flags, "--resume", "auto")[0] == 0
 
 
+def test_a_queue_of_other_images_is_refused_by_its_data(tmp_path: Path, call: Callable[..., tuple]) -> None:
+    """The queue of nnclr is as long as the data set, so other data do not fit into its checkpoint either."""
+    flags = ("--data", "own.npz", "--method", "nnclr", "--preset", "none", "--backbone", "test_vit", "--no-evaluate")
+    write_npz(tmp_path / "own.npz")
+    assert call(*flags)[0] == 0
+    images = np.load(tmp_path / "own.npz")["train_images"]
+    write_npz(tmp_path / "own.npz", train_images=images[1:], train_labels=np.arange(1, 24) % 2)
+    before = content(tmp_path / "runs")
+    status, (line,) = call(*flags, "--resume", "auto")
+    assert (status, content(tmp_path / "runs")) == (EXIT_BAD_INPUT, before)
+    assert "training images: 23 now, 24 when the run began" in line
+
+
+def test_a_table_of_baselines_is_tied_to_its_data(tmp_path: Path, call: Callable[..., tuple]) -> None:
+    flags = ("--data", "own.npz", "--baselines", "only")
+    write_npz(tmp_path / "own.npz")
+    assert call(*flags)[0] == 0
+    write_npz(tmp_path / "own.npz", test_labels=np.arange(8) // 4)
+    before = content(tmp_path / "runs")
+    status, (line,) = call(*flags, "--resume", "auto")
+    assert (status, content(tmp_path / "runs")) == (EXIT_BAD_INPUT, before)
+    assert "labels of the test images" in line
+
+
+def test_another_phantom(tmp_path: Path, call: Callable[..., tuple]) -> None:
+    assert call("--no-evaluate", "--data-seed", "7")[0] == 0
+    before = content(tmp_path / "runs")
+    status, (line,) = call("--no-evaluate", "--data-seed", "8", "--resume", "auto")
+    assert (status, content(tmp_path / "runs")) == (EXIT_BAD_INPUT, before)
+    assert "data_seed 7, not 8" in line
+    config = tmp_path / "runs" / "r" / "config.yaml"  # the same settings, but a phantom of another version
+    config.write_text(config.read_text().replace("data_seed: 7", "data_seed: 8"))
+    status, (line,) = call("--no-evaluate", "--data-seed", "8", "--resume", "auto")
+    assert status == EXIT_BAD_INPUT
+    assert "the pixels of the training images" in line or "the labels of the training images" in line
+
+
 # One process
 
 
@@ -278,19 +315,25 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_nothing_is_lost(
     tmp_path: Path, call: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--data", str(write_npz(tmp_path / "own.npz")), "--no-evaluate", "--resume", "auto")
-    save = torch.save
+    resource = pytest.importorskip("resource")
+    save, limits = pretrain.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(state: dict[str, object], file: object) -> None:
-        if state["step"] == 4:
-            file.write(b"half")  # type: ignore[attr-defined]
-            raise OSError(28, "No space left on device")
-        save(state, file)
+    def save_half(folder: Path, step: int, state: dict[str, object]) -> None:
+        """From the second checkpoint on the system ends each file after half of it, as a quota does."""
+        if step == 4:
+            half = (folder / "step-00000002.pt").stat().st_size // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (half, limits[1]))
+        try:
+            save(folder, step, state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints.torch, "save", full)
+        patched.setattr(pretrain, "save_checkpoint", save_half)
         status, (line,) = call(*flags)
     assert status == EXIT_IO
-    assert "step-00000004.pt: No space left on device" in line
+    assert "step-00000004.pt: File too large" in line
+    assert len(line) < 200
     folder = tmp_path / "runs" / "r" / "checkpoints"
     assert [path.name for path in folder.iterdir()] == ["step-00000002.pt"]
     assert call(*flags)[0] == 0
