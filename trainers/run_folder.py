@@ -104,11 +104,11 @@ def find_run(settings: PretrainSettings) -> bool:
         if folder.is_dir() and any(p.name != LOCK and p.suffix != ".partial" for p in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another --name or --output")
         return False
+    earlier = from_yaml(config)  # a file of that name that is none of ours is left alone
     if not holds_run(folder):
         return False
     if settings.resume != "auto":
         raise InputError(f"{folder} holds a run already: add --resume auto to go on with it, or give another --name")
-    earlier = from_yaml(config)
     if type(earlier) is not type(settings):
         raise InputError(f"{folder} was run with method {earlier.method}, not {settings.method}: give another --name")
     for field, value in vars(settings).items():

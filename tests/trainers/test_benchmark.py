@@ -248,12 +248,17 @@ def test_a_job_of_a_cluster_has_all_its_threads(tmp_path: Path, monkeypatch: pyt
     assert seen == [0] * len(cells)
 
 
+def run_with_other_steps(folder: Path) -> None:
+    (folder / "config.yaml").write_text("method: simclr\nsteps: 99\n")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda folder: (folder / "thesis.txt").write_text("mine"), "is not empty and holds no run"),
         (lambda folder: (folder / "config.yaml").write_text("method: [sim"), "not a readable YAML"),
-        (lambda folder: (folder / "config.yaml").write_text("method: simclr\nsteps: 99\n"), "was run with"),
+        (run_with_other_steps, "was run with"),
     ],
 )
 def test_a_foreign_folder_is_left_as_it_is(spoil: object, message: str, tmp_path: Path) -> None:

@@ -111,8 +111,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, folder: Path, data: Path, baselin
     monkeypatch.chdir(folder)
     flags = (
         *("--data", data.name, "--root", str(data.parent), "--batch-size", "16", "--steps", "4", "--knn-every", "0"),
-        *("--supervised-steps", "3", "--supervised-lr", "1e-3", "1e-2", "--label-fractions", "0.5", "1", "--finetune"),
+        *("--supervised-steps", "3", "--supervised-lr", "1e-3", "1e-2", "--label-fractions", "0.5", "1"),
         *("--seed", "3", "--rho", "20", "--baselines", baselines, "--name", baselines),
+        *(() if baselines == "only" else ("--finetune",)),
     )
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags])
     module.main()
