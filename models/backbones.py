@@ -34,6 +34,7 @@ class BackboneSpec:
         channels: of the images, 1 or 3.
         size: of the images it is built for, in pixels.
         mean, std: the channel statistics it was trained with, in units of [0, 1].
+        value_range: the stored values that become 0 and 1; None: (0, 255), and floats as they are.
     """
 
     name: str = SMALL
@@ -41,6 +42,7 @@ class BackboneSpec:
     size: int = 28
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    value_range: tuple[float, float] | None = None
 
 
 def build_backbone(spec: BackboneSpec) -> nn.Module:
@@ -283,7 +285,9 @@ def load_backbone(folder: Path | str, device: torch.device | str = "cpu") -> tup
     if not (folder / "backbone.json").is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(f"no exported backbone in {folder}: expected backbone.json and model.safetensors")
     fields: dict[str, Any] = json.loads((folder / "backbone.json").read_text())
-    spec = BackboneSpec(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+    # JSON has lists for tuples.
+    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    spec = BackboneSpec(**known)
     network = build_backbone(spec)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     return network.to(device).eval(), spec

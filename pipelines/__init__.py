@@ -1,6 +1,7 @@
 """The public face of the pair pipelines: stores, long tails, recipes, view parameters and the pair loader."""
 
-from amimv.pipelines.loader import BACKENDS, PairBatch, PairLoader, render
+from amimv.pipelines.groups import leaked, split_by_group
+from amimv.pipelines.loader import PairBatch, PairLoader
 from amimv.pipelines.longtail import (
     PROFILES,
     label_fraction,
@@ -10,15 +11,18 @@ from amimv.pipelines.longtail import (
     realised_ratio,
     save_indices,
 )
-from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
-from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe, soften
+from amimv.pipelines.params import ViewParams, ViewPolicy, build_policy, draw_view_params
+from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
 from amimv.pipelines.rng import Key
-from amimv.pipelines.samplers import SAMPLERS
-from amimv.pipelines.stores import ImageStore, load_store
+from amimv.pipelines.samplers import PARTNERS, SAMPLERS, PairSampler
+from amimv.pipelines.sources.load import load_store
+from amimv.pipelines.store import ImageStore
+from amimv.pipelines.views import BACKENDS, PairViews, render
 
 __all__ = [
     "BACKENDS",
     "HARD",
+    "PARTNERS",
     "PROFILES",
     "RECIPES",
     "SAMPLERS",
@@ -26,19 +30,23 @@ __all__ = [
     "Key",
     "PairBatch",
     "PairLoader",
+    "PairSampler",
+    "PairViews",
     "Recipe",
     "View",
     "ViewParams",
     "ViewPolicy",
+    "build_policy",
     "draw_view_params",
     "get_recipe",
     "label_fraction",
     "largest_total",
+    "leaked",
     "load_indices",
     "load_store",
     "long_tail",
     "realised_ratio",
     "render",
     "save_indices",
-    "soften",
+    "split_by_group",
 ]

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines.kornia_backend import oversampling
-from amimv.pipelines.params import ViewParams, blur_window
+from amimv.pipelines.kornia_backend import oversampling, to_float
+from amimv.pipelines.operations import PIXELS
+from amimv.pipelines.params import ViewParams, centre_square
 
 #: On a CPU, DALI steps along a row by adding to a float32 coordinate, whose rounding errors grow with the
 #: width of the row and the size of the coordinate: to 2e-3 pixels at 224. So there it warps in strips of
-#: columns whose width times the size of the source is at most this.
-STRIP = 64 * 64
+#: columns whose width times the size of the source is at most this: contrast, gamma and sharpness multiply the errors.
+STRIP = 32 * 32
 
 
 def _dynamic() -> Any:
@@ -59,7 +60,7 @@ def _corner_matrix(affine: Tensor, source: tuple[int, int], side: int, left: int
 def apply_affine(view: Any, affine: Tensor, source: tuple[int, int], size: int) -> Any:
     """Resample ``HWC`` images to ``(size, size, C)`` ``float32``, low-passed as in `kornia_backend`."""
     ndd = _dynamic()
-    side = size * oversampling(source[1], size)
+    side = size * oversampling(min(source), size)
     width = max(1, STRIP // max(source)) if view.device.device_type == "cpu" else side
     strips = []
     for left in range(0, side, width):
@@ -83,26 +84,11 @@ def apply_colour(view: Any, colour: Tensor) -> Any:
     return ndd.math.min(ndd.math.max(view, 0.0), 255.0)  # twice as fast as DALI's clamp
 
 
-def apply_blur(view: Any, sigma: Tensor, size: int) -> Any:
-    """Gaussian blur with a sigma per sample ``(B,)`` in pixels, reflected at the border."""
-    ndd = _dynamic()
-    window = blur_window(size)
-    view = ndd.as_batch(view, layout="HWC")  # the blur has to know the channels, and an operator may forget them
-    return ndd.gaussian_blur(view, sigma=ndd.as_batch(sigma.contiguous()), window_size=window, dtype=ndd.float32)
-
-
-def apply_solarise(view: Any, threshold: Tensor) -> Any:
-    """Invert the values in [0, 255] at or above their sample's threshold ``(B,)``, which is in [0, 1]."""
-    ndd = _dynamic()
-    inverted = view >= ndd.as_batch(threshold * 255, device=view.device)
-    return ndd.math.abs(inverted * 255.0 - view)  # x or 255 - x, without a branch
-
-
 def render_dali(images: Tensor, params: ViewParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """Render one view.
 
     Args:
-        images: ``(B, H, W, C)``, ``uint8`` (not copied) or float in [0, 1], on a CPU or a CUDA device.
+        images: ``(B, H, W, C)``, ``uint8`` (not copied), ``uint16`` or float in [0, 1], on a CPU or a CUDA device.
         params: on the host, wherever the images are.
         dtype: of the result; the arithmetic is ``float32``.
 
@@ -110,28 +96,30 @@ def render_dali(images: Tensor, params: ViewParams, dtype: torch.dtype = torch.f
         ``(B, C, size, size)`` on the device of the images, normalised, contiguous.
 
     Raises:
-        InputError: DALI is not installed, or the parameters are not on the host.
+        InputError: DALI is not installed, the parameters are not on the host, or an operation has no DALI form.
     """
-    drawn = (params.affine, params.colour, params.sigma, params.solarise)
-    if any(value is not None and value.device.type != "cpu" for value in drawn):
+    if any(value.device.type != "cpu" for value in params.drawn().values()):
         raise InputError("the dali backend takes view parameters on the host: draw them from positions on the CPU")
+    for operation in PIXELS:
+        if operation.key() in params.pixels and not operation.has_dali_form():
+            raise InputError(f"operation {operation.__name__} has no DALI form: use the kornia backend")
     ndd = _dynamic()
-    if images.is_floating_point():
-        images = images.float() * 255
-    source, size = (images.shape[1], images.shape[2]), params.size or images.shape[1]
+    if images.dtype != torch.uint8 or params.value_range is not None:
+        images = to_float(images, False, params.value_range).mul_(255).permute(0, 2, 3, 1)
+    source, size = (images.shape[1], images.shape[2]), params.size or min(images.shape[1:3])
     gpu = images.device.index if images.device.type == "cuda" else None
     with _context(threading.get_ident(), torch.get_num_threads(), gpu):
         view = ndd.as_batch(images.contiguous(), layout="HWC")
         if params.affine is not None:
             view = apply_affine(view, params.affine, source, size)
         elif source != (size, size):
-            view = apply_affine(view, torch.eye(2, 3).expand(len(images), 2, 3), source, size)
+            middle = centre_square(source[1] / source[0], torch.empty(len(images), 2, 3))
+            view = apply_affine(view, middle, source, size)
         if params.colour is not None:
             view = apply_colour(view, params.colour)
-        if params.sigma is not None:
-            view = apply_blur(view, params.sigma, size)
-        if params.solarise is not None:
-            view = apply_solarise(view, params.solarise)
+        for operation in PIXELS:
+            if operation.key() in params.pixels:
+                view = operation.apply_dali(ndd, view, params.pixels[operation.key()])
         mean, std = [255 * m for m in params.mean], [255 * s for s in params.std]
         view = ndd.crop_mirror_normalize(ndd.as_batch(view, layout="HWC"), mean=mean, std=std)
         return view.torch().to(dtype)

@@ -5,13 +5,12 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import filter2d, filter2d_separable
 from torch import Tensor
 
-from amimv.pipelines.params import NO_BLUR, ViewParams, blur_window
+from amimv.pipelines.operations import PIXELS
+from amimv.pipelines.operations.base import on_host
+from amimv.pipelines.params import ViewParams, centre_square
 
-#: Up to this window the blur is one dense kernel and not two passes.
-DENSE_WINDOW = 13
 #: On a CPU a batch is rendered in parts of at most so many values (2.5 MB): they stay in the caches, and the C library
 #: keeps buffers of that size for the next part, where it gives larger ones back and has every page faulted in again.
 CHUNK = 640 * 1024
@@ -24,11 +23,6 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 #: Copied to the device once and not at every batch.
 _kept_constant = lru_cache(maxsize=64)(_constant)
-
-
-def on_host(images: Tensor) -> bool:
-    """Whether there is no device to wait for, and no fixed graph to keep to: then values may be looked at."""
-    return images.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def oversampling(source: int, size: int) -> int:
@@ -50,7 +44,7 @@ def apply_affine(images: Tensor, affine: Tensor, size: int) -> Tensor:
     sampling needs; and a grid that is added from its two axes, each coordinate a plane of its own, twenty times as
     fast here as ``affine_grid``.
     """
-    factor = oversampling(images.shape[-1], size)
+    factor = oversampling(min(images.shape[-2:]), size)
     side = size * factor
     centres = (2 * torch.arange(side, device=images.device) + 1) / side - 1
     along_x = torch.addcmul(affine[:, :, 2:], affine[:, :, :1], centres)  # (B, 2, side)
@@ -67,48 +61,10 @@ def apply_colour(images: Tensor, colour: Tensor) -> Tensor:
     return torch.baddbmm(offset, matrix, flat).clamp_(0, 1).view_as(images)
 
 
-def apply_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of ``(B, C, H, W)`` with a sigma per sample ``(B,)`` in pixels, reflected at the border.
-
-    On a CPU, where nothing waits for a device to say how many there are, only the images with a sigma above
-    ``NO_BLUR`` are blurred, in place.
-    """
-    window = blur_window(images.shape[-1])
-    offsets = torch.arange(window, device=images.device, dtype=images.dtype) - window // 2
-    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(1, keepdim=True)
-    if on_host(images):
-        drawn = (sigma > NO_BLUR).nonzero().squeeze(1)
-        blurred = _convolve_shifted(images.index_select(0, drawn), kernel.index_select(0, drawn))
-        return images.index_copy_(0, drawn, blurred)
-    if window <= DENSE_WINDOW:
-        return filter2d(images, kernel[:, :, None] * kernel[:, None, :], "reflect")
-    return filter2d_separable(images, kernel, kernel, "reflect")
-
-
-def _convolve_shifted(images: Tensor, kernel: Tensor) -> Tensor:
-    """Both passes with a kernel per sample ``(B, window)`` as a weighted sum of shifted images: on a CPU twice as fast
-    as a convolution, whose threads wait for each other while they change the layout."""
-    window, size = kernel.shape[1], images.shape[-1]
-    weights = kernel[:, :, None, None, None].unbind(1)
-    images = F.pad(images, (window // 2,) * 4, "reflect")
-    for axis in (2, 3):
-        blurred = images.narrow(axis, 0, size) * weights[0]
-        for shift in range(1, window):
-            blurred.addcmul_(images.narrow(axis, shift, size), weights[shift])
-        images = blurred
-    return images
-
-
-def apply_solarise(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the values of ``(B, C, H, W)`` in [0, 1] that are at or above their sample's threshold ``(B,)``."""
-    return torch.where(images < threshold[:, None, None, None], images, 1 - images)
-
-
-def to_float(images: Tensor, contiguous: bool = True) -> Tensor:
+def to_float(images: Tensor, contiguous: bool = True, value_range: tuple[float, float] | None = None) -> Tensor:
     """``(B, H, W, C)`` to ``(B, C, H, W)`` ``float32`` in [0, 1], contiguous unless any layout will do.
 
-    ``uint8`` is divided by 255, floats are in [0, 1] already.
+    By ``value_range``, else ``uint8`` is divided by 255, ``uint16`` by 65535, and floats are in [0, 1] already.
 
     Channels-last, as images are stored, is the quicker here by far, and as good to sample from; but colours and blur
     are several times slower on it.
@@ -116,7 +72,10 @@ def to_float(images: Tensor, contiguous: bool = True) -> Tensor:
     layout = torch.contiguous_format if contiguous else torch.preserve_format
     # A copy in any case: what follows works in place.
     floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout, copy=True)
-    return floats if images.is_floating_point() else floats.div_(255)
+    if value_range is not None:
+        low, high = value_range
+        return floats.sub_(low).div_(high - low).clamp_(0, 1)
+    return floats if images.is_floating_point() else floats.div_(255 if images.dtype == torch.uint8 else 65535)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor) -> None:
@@ -127,19 +86,18 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], o
 
 def render_into(out: Tensor, images: Tensor, params: ViewParams) -> None:
     """Render one view of ``(B, H, W, C)`` images into ``(B, C, size, size)``."""
-    size = out.shape[-1]
+    size, (height, width) = out.shape[-1], images.shape[1:3]
     affine = params.affine
-    if affine is None and images.shape[1] != size:
-        affine = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
-    view = to_float(images, contiguous=affine is None)
+    if affine is None and (height, width) != (size, size):
+        affine = centre_square(width / height, images.new_empty(len(images), 2, 3, dtype=torch.float32))
+    view = to_float(images, affine is None, params.value_range)
     if affine is not None:
         view = apply_affine(view, affine, size)
     if params.colour is not None:
         view = apply_colour(view, params.colour)
-    if params.sigma is not None:
-        view = apply_blur(view, params.sigma)
-    if params.solarise is not None:
-        view = apply_solarise(view, params.solarise)
+    for operation in PIXELS:
+        if operation.key() in params.pixels:
+            view = operation.apply(view, params.pixels[operation.key()])
     normalise(view, params.mean, params.std, out)
 
 
@@ -154,12 +112,12 @@ def render_kornia(images: Tensor, params: ViewParams, dtype: torch.dtype = torch
     Returns:
         ``(B, C, size, size)``, normalised, contiguous.
     """
-    batch, height, _, channels = images.shape
-    size = params.size or height
+    batch, height, width, channels = images.shape
+    size = params.size or min(height, width)
     out = torch.empty(batch, channels, size, size, dtype=dtype, device=images.device)
     parts = 1
     if on_host(images):
-        parts = max(1, min(batch, math.ceil(batch * channels * max(height, size) ** 2 / CHUNK)))
+        parts = max(1, min(batch, math.ceil(batch * channels * max(height * width, size**2) / CHUNK)))
     sizes = [batch * (i + 1) // parts - batch * i // parts for i in range(parts)]
     with torch.autocast(images.device.type, enabled=False):  # the caller's would make the colours bfloat16
         for into, some, drawn in zip(out.split(sizes), images.split(sizes), params.split(sizes), strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amimv import InputError, did_you_mean, first_line, shown
 from amimv.files import replacing
+from amimv.pipelines.groups import check_groups
 from amimv.pipelines.rng import Key, Stream, hashes
 
 PROFILES = ("exp", "step", "pareto", "natural")
@@ -140,31 +141,43 @@ def largest_total(labels: Tensor, rhos: Sequence[float], profile: str = "exp", n
     return _largest_feasible(have, [profile_weights(len(have), rho, profile, have) for rho in rhos])
 
 
-def label_fraction(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
+def label_fraction(labels: Tensor, fraction: float, seed: int = 0, groups: Tensor | None = None) -> Tensor:
     """Choose the images whose labels are given away: of each class ``max(1, round(fraction * n))``.
 
     A class without an image stays without one. Multi-hot labels are not stratified: ``ceil(fraction * N)``
     images.
 
+    With ``groups`` these are kept whole, and the counts are at least those: the groups are gone through in one random
+    order, and each class takes those that hold its images until it has enough. A group of several classes is taken
+    by whichever reaches it, with all its images.
+
     Args:
         labels: ``(N,)`` ``int64`` or multi-hot ``(N, L)``.
         fraction: in (0, 1].
-        seed: which images; for one seed a smaller fraction is a subset of a larger one.
+        seed: which images; for one seed a smaller fraction is a subset of a larger one, with and without groups.
+        groups: ``(N,)`` integers, of patients or lesions.
 
     Returns:
         ``(M,)`` sorted ``int64`` indices on the device of ``labels``.
 
     Raises:
-        InputError: for a fraction outside (0, 1] or labels of another shape.
+        InputError: for a fraction outside (0, 1], or labels or groups of another shape.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction is {fraction}, expected a number in (0, 1], such as 0.01 for 1 %")
     key = Key(seed, Stream.LABEL_FRACTION)
     if labels.ndim == 2:
-        n = math.ceil(fraction * len(labels) - 1e-9)  # 0.07 * 100 is 7.000000000000001
-        return _first_of_each(labels.new_zeros(len(labels)), [n], key)
-    counts = _class_counts(labels, None)
-    return _first_of_each(labels, [min(n, max(1, round(fraction * n))) for n in counts], key)
+        wanted = [math.ceil(fraction * len(labels) - 1e-9)]  # 0.07 * 100 is 7.000000000000001
+        labels = labels.new_zeros(len(labels))
+    else:
+        wanted = [min(n, max(1, round(fraction * n))) for n in _class_counts(labels, None)]
+    if groups is None:
+        return _first_of_each(labels, wanted, key)
+    check_groups(groups, len(labels))
+    groups = groups.to(labels.device)
+    # A group's images have one hash and so stand together in the order: those chosen bring the rest of their group.
+    chosen = _first_of_each(labels, wanted, key, groups)
+    return torch.isin(groups, groups[chosen]).nonzero()[:, 0]
 
 
 def realised_ratio(counts: Sequence[int]) -> float:
@@ -224,10 +237,10 @@ def _checked_counts(labels: Tensor, n_classes: int | None) -> list[int]:
     return counts
 
 
-def _first_of_each(labels: Tensor, wanted: Sequence[int], key: Key) -> Tensor:
-    """Sorted indices of the first ``wanted[c]`` images of each class c in a random order of that class."""
+def _first_of_each(labels: Tensor, wanted: Sequence[int], key: Key, groups: Tensor | None = None) -> Tensor:
+    """Sorted indices of the first ``wanted[c]`` images of each class c in a random order, of images or of groups."""
     positions = torch.arange(len(labels), device=labels.device)
-    shuffled = hashes(key, positions, 1).squeeze(-1).argsort(stable=True)
+    shuffled = hashes(key, positions if groups is None else groups.long(), 1).squeeze(-1).argsort(stable=True)
     grouped = shuffled[labels[shuffled].argsort(stable=True)]
     sizes = torch.bincount(labels, minlength=len(wanted))
     starts = sizes.cumsum(0) - sizes

@@ -3,94 +3,64 @@
 ``draw_view_params`` is the only place where a view's random numbers are drawn; a backend is a pure function of
 images and parameters (`kornia_backend`, `dali_backend`), so the same parameters give the same pixels in both.
 
-Order of operations: resample, colour, clamp to [0, 1], blur, solarise, normalise.
+Order: resample, colour, clamp to [0, 1], the operations on pixels in their order, normalise.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from amimv import InputError
+from amimv import InputError, check_choice
+from amimv.pipelines.operations import OPERATIONS, Colour, ColourChange, Geometry, Operation, Pixels, Source
+from amimv.pipelines.operations.base import compose, matrix
+from amimv.pipelines.operations.crop import Crop
 from amimv.pipelines.rng import Key, uniforms
 
-#: Blur strength, in pixels, that changes nothing: in a window of 3 or more the neighbours weigh exp(-200).
-NO_BLUR = 0.05
-#: A threshold that no value in [0, 1] reaches.
-NO_SOLARISE = 2.0
-
-#: The parameters of a view that are drawn, one row per sample.
-DRAWN = ("affine", "colour", "sigma", "solarise")
-
-#: Luma weights of ITU-R BT.601, as torchvision and Kornia use for greyscale.
-LUMA = (0.299, 0.587, 0.114)
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+O = TypeVar("O", bound=Operation)  # noqa: E741
 
 
 @dataclass(frozen=True)
 class ViewPolicy:
     """How one view is rendered: output size, the data set's statistics, and how strongly it is augmented.
 
-    The defaults only normalise. All probabilities are in [0, 1].
+    The defaults only normalise.
 
     Attributes:
-        size: height and width of the view in pixels; None keeps the image's.
-        mean, std: per channel, in units of [0, 1]; their length is the number of channels (1 or 3). None: not known
-            yet, so nothing can be drawn or rendered; `Recipe.with_statistics` binds them.
-        crop: smallest and largest area of the random resized crop, as a share of the image.
-        ratio: smallest and largest aspect ratio (width / height) of the crop, drawn log-uniformly.
-        hflip, vflip: probability of mirroring left-right, up-down.
-        rotation: largest absolute angle, in degrees, uniform.
-        brightness, contrast, saturation: factor uniform in [max(0, 1 - v), 1 + v].
-        hue: uniform in [-v, v], in turns; at most 0.5.
-        jitter_p: probability that the four jitter operations are applied (together, as in SimCLR).
-        grey_p: probability of greyscale (colour images only).
-        blur_p, blur_sigma: probability and range of sigma, in pixels of the view.
-        solarise_p, solarise_threshold: probability and threshold in [0, 1]; values at or above it are inverted.
+        size: height and width of the view in pixels; None keeps the image's (of its shorter side).
+        mean, std: per channel, in units of [0, 1]; their length is the number of channels. None: not known yet, so
+            nothing can be drawn or rendered; `Recipe.with_statistics` binds them.
+        operations: at most one of a kind; kept in the order of ``OPERATIONS``, without those that change nothing.
+        value_range: what stored values become 0 and 1 (others are clamped); None: the range of their type, (0, 255) or
+            (0, 65535), and floats as they are.
     """
 
     size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    crop: tuple[float, float] = (1.0, 1.0)
-    ratio: tuple[float, float] = (1.0, 1.0)
-    hflip: float = 0.0
-    vflip: float = 0.0
-    rotation: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter_p: float = 0.0
-    grey_p: float = 0.0
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise_p: float = 0.0
-    solarise_threshold: float = 0.5
+    operations: tuple[Operation, ...] = ()
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise InputError(f"mean {self.mean} and std {self.std} must have the same number of channels")
-        if self.mean is not None and len(self.mean) not in (1, 3):
-            raise InputError(f"mean {self.mean} and std {self.std} must both have 1 or 3 channels")
-        for name in ("hflip", "vflip", "jitter_p", "grey_p", "blur_p", "solarise_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1]")
-        if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise InputError(f"crop is {self.crop}, expected 0 < smallest <= largest <= 1 (shares of the area)")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise InputError(f"ratio is {self.ratio}, expected 0 < smallest <= largest")
-        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise InputError(f"blur_sigma is {self.blur_sigma}, expected 0 < smallest <= largest")
-        if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue is {self.hue}, expected turns in [0, 0.5]")
         if self.size is not None and self.size < 4:
             raise InputError(f"size is {self.size}, expected at least 4 pixels")
+        kinds = [type(operation) for operation in self.operations]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise InputError(
+                    f"operation {kind.__name__} is given {kinds.count(kind)} times, expected at most once"
+                )
+        active = (operation for operation in self.operations if operation.active)
+        ordered = tuple(sorted(active, key=lambda operation: OPERATIONS.index(type(operation))))
+        object.__setattr__(self, "operations", ordered)
 
     @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def statistics(self) -> Statistics:
         """Mean and std.
 
         Raises:
@@ -103,68 +73,94 @@ class ViewPolicy:
             )
         return self.mean, self.std
 
-    @property
-    def channels(self) -> int:
-        return len(self.statistics[0])
+    def get(self, kind: type[O]) -> O:
+        """Its operation of this kind; where it has none, one that changes nothing."""
+        return next((operation for operation in self.operations if isinstance(operation, kind)), kind())
 
-    @property
-    def resamples(self) -> bool:
-        """Whether any geometry is drawn."""
-        return self.crop != (1.0, 1.0) or self.ratio != (1.0, 1.0) or any((self.hflip, self.vflip, self.rotation))
+    def changed(self, **settings: Any) -> "ViewPolicy":
+        """The policy with some settings of operations changed, by their names (``blur_p=0.5``)."""
+        return replace(self, operations=build_policy({**self.settings(), **settings}).operations)
 
-    @property
-    def recolours(self) -> bool:
-        jitters = self.jitter_p > 0 and any((self.brightness, self.contrast, self.saturation, self.hue))
-        return jitters or (self.grey_p > 0 and self.channels == 3)
+    def settings(self) -> dict[str, Any]:
+        """The settings of all operations, by name; see `build_policy`."""
+        return {name: getattr(self.get(kind), name) for name, kind in operation_settings().items()}
 
     def normalised(self) -> "ViewPolicy":
         """The policy of the normalised view ``N``: the same size and statistics, nothing drawn."""
-        return ViewPolicy(size=self.size, mean=self.mean, std=self.std)
+        return replace(self, operations=())
+
+    def soft(self) -> "ViewPolicy":
+        """The soft counterpart: that of each operation, without those that have none."""
+        kept = (soft for operation in self.operations if (soft := operation.soft()) is not None)
+        return replace(self, operations=tuple(kept))
+
+
+def operation_settings() -> dict[str, type[Operation]]:
+    """The operation that each setting belongs to, by the setting's name."""
+    return {setting.name: kind for kind in OPERATIONS for setting in fields(kind)}
+
+
+def build_policy(
+    settings: Mapping[str, Any],
+    size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> ViewPolicy:
+    """A policy from the settings of operations by name, such as ``{"hflip": 0.5, "blur_p": 0.5}``.
+
+    Raises:
+        InputError: for an unknown name or a value out of range.
+    """
+    owners = operation_settings()
+    for name in settings:
+        check_choice("setting of an operation", name, owners)
+    operations = [
+        kind(**{setting.name: settings[setting.name] for setting in fields(kind) if setting.name in settings})
+        for kind in OPERATIONS
+    ]
+    return ViewPolicy(size, mean, std, tuple(operations))
 
 
 @dataclass(frozen=True)
 class ViewParams:
-    """The random numbers of one view of one batch. An operation that the policy never draws is ``None``.
+    """The random numbers of one view of one batch. What the policy never draws is ``None``, or not there.
 
     Attributes:
-        size, mean, std: as in the policy.
+        size, mean, std, value_range: as in the policy.
         affine: ``(B, 2, 3)`` ``float32``, output to input coordinates in [-1, 1], ``align_corners=False``.
         colour: ``(B, C, C + 1)`` ``float32``, applied to values in [0, 1]: matrix and offset.
-        sigma: ``(B,)`` ``float32`` Gaussian blur in pixels of the view; ``NO_BLUR`` changes nothing.
-        solarise: ``(B,)`` ``float32`` threshold in [0, 1]; ``NO_SOLARISE`` changes nothing.
+        pixels: by the name of an operation on pixels what it drew, ``(B,)`` or ``(B, K)`` ``float32``; such as
+            ``blur``: sigma in pixels of the view, ``solarise``: threshold in [0, 1].
     """
 
     size: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    value_range: tuple[float, float] | None = None
     affine: Tensor | None = None
     colour: Tensor | None = None
-    sigma: Tensor | None = None
-    solarise: Tensor | None = None
+    pixels: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def drawn(self) -> dict[str, Tensor]:
+        """All tensors, by name."""
+        own = {"affine": self.affine, "colour": self.colour}
+        return {name: value for name, value in own.items() if value is not None} | dict(self.pixels)
+
+    def _with(self, drawn: Mapping[str, Tensor]) -> "ViewParams":
+        pixels = {name: drawn[name] for name in self.pixels}
+        return replace(self, affine=drawn.get("affine"), colour=drawn.get("colour"), pixels=pixels)
 
     def to(self, device: torch.device | str) -> "ViewParams":
         """The same parameters on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name in DRAWN if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        return self._with({name: value.to(device, non_blocking=True) for name, value in self.drawn().items()})
 
     def split(self, sizes: Sequence[int]) -> list["ViewParams"]:
         """The parameters of consecutive batches of these sizes, without a copy."""
-        drawn = {name: value.split(list(sizes)) for name in DRAWN if (value := getattr(self, name)) is not None}
-        rows: list[dict[str, Any]] = [{name: parts[i] for name, parts in drawn.items()} for i in range(len(sizes))]
-        return [replace(self, **row) for row in rows]
+        parts = {name: value.split(list(sizes)) for name, value in self.drawn().items()}
+        return [self._with({name: part[i] for name, part in parts.items()}) for i in range(len(sizes))]
 
 
-def blur_window(size: int) -> int:
-    """Side of the blur's window: the odd number nearest to a tenth of the view's size, at least 3 (28: 3, 224: 23).
-
-    A tenth of the image is SimCLR's choice (Chen et al. 2020, appendix A).
-    """
-    return max(3, 2 * round((size / 10 - 1) / 2) + 1)
-
-
-def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key) -> ViewParams:
+def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key, aspect: float = 1.0) -> ViewParams:
     """Draw the parameters of one view for the given places in the global batch.
 
     Args:
@@ -172,6 +168,7 @@ def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key) -> ViewPar
         positions: ``(B,)`` ``int64``, the place of each sample in the global batch; the numbers of a sample depend
             on its own place only, so a rank that draws its slice gets what a single process gets there.
         key: seed, stream (one per view), epoch and step; a step per sample, ``(B,)``, draws several batches at once.
+        aspect: width / height of the images that the view is of.
 
     Returns:
         Parameters on the device of ``positions``.
@@ -179,91 +176,75 @@ def draw_view_params(policy: ViewPolicy, positions: Tensor, key: Key) -> ViewPar
     Raises:
         InputError: if the policy's mean and std are not known.
     """
-    # Always drawn in full, so that switching one operation off does not change the others.
-    u = uniforms(key, positions, 16).unbind(1)
-    params = ViewParams(policy.size, *policy.statistics)
-    if policy.resamples:
-        params = replace(params, affine=_affine(policy, u[0:7]))
-    if policy.recolours:
-        params = replace(params, colour=_colour(policy, u[7:13]))
-    if policy.blur_p > 0:
-        low, high = policy.blur_sigma
-        params = replace(params, sigma=torch.where(u[13] < policy.blur_p, low + (high - low) * u[14], NO_BLUR))
-    if policy.solarise_p > 0:
-        threshold = torch.where(u[15] < policy.solarise_p, policy.solarise_threshold, NO_SOLARISE)
-        params = replace(params, solarise=threshold)
-    return params
+    mean, std = policy.statistics
+    source = Source(mean, aspect)
+    lanes = max((operation.lane + operation.uniforms for operation in policy.operations), default=0)
+    # An operation's numbers are those of its lane, whatever else is drawn.
+    u = uniforms(key, positions, lanes).unbind(1)
+    affine: Tensor | None = None
+    change = ColourChange()
+    pixels = {}
+    for operation in policy.operations:
+        own = u[operation.lane : operation.lane + operation.uniforms]
+        if isinstance(operation, Geometry):
+            inner = operation.draw(own, source)
+            affine = inner if affine is None else compose(affine, inner)
+        elif isinstance(operation, Colour):
+            change = change.then(operation.draw(own, source))
+        elif isinstance(operation, Pixels):
+            pixels[operation.key()] = operation.draw(own, source)
+    if affine is not None and aspect != 1 and not isinstance(policy.operations[0], Crop):
+        affine = compose(centre_square(aspect, affine), affine)
+    return ViewParams(policy.size, mean, std, policy.value_range, affine, _colour_matrix(change, len(mean)), pixels)
 
 
-def _affine(policy: ViewPolicy, u: tuple[Tensor, ...]) -> Tensor:
-    """Crop, flips and rotation as one matrix ``(B, 2, 3)``.
-
-    Where torchvision's random resized crop draws again when a crop does not fit, the side that is too long is cut.
-    """
-    area = policy.crop[0] + (policy.crop[1] - policy.crop[0]) * u[0]
-    low, high = (math.log(r) for r in policy.ratio)
-    ratio = torch.exp(low + (high - low) * u[1])
-    width = (area * ratio).sqrt().clamp(max=1)
-    height = (area / ratio).sqrt().clamp(max=1)
-    centre_x = (1 - width) * (2 * u[2] - 1)
-    centre_y = (1 - height) * (2 * u[3] - 1)
-    flip_x = torch.where(u[4] < policy.hflip, -1.0, 1.0)
-    flip_y = torch.where(u[5] < policy.vflip, -1.0, 1.0)
-    angle = math.radians(policy.rotation) * (2 * u[6] - 1)
-    cos, sin = angle.cos(), angle.sin()
-    row_x = torch.stack([width * flip_x * cos, -width * flip_y * sin, centre_x], dim=1)
-    row_y = torch.stack([height * flip_x * sin, height * flip_y * cos, centre_y], dim=1)
-    return torch.stack([row_x, row_y], dim=1)
+def centre_square(aspect: float, like: Tensor) -> Tensor:
+    """``(B, 2, 3)``: the square in the middle of images of this width / height; the whole image where that is 1."""
+    return matrix([[min(1.0, 1 / aspect), 0.0, 0.0], [0.0, min(1.0, aspect), 0.0]], like[:, 0, 0])
 
 
-def _factor(strength: float, u: Tensor, applied: Tensor) -> Tensor:
-    low = max(0.0, 1 - strength)
-    return torch.where(applied, low + (1 + strength - low) * u, 1.0)
-
-
-def _colour(policy: ViewPolicy, u: tuple[Tensor, ...]) -> Tensor:
-    """Brightness, contrast, saturation, hue and greyscale, in this order, as one matrix ``(B, C, C + 1)``.
-
-    It differs from torchvision's ``ColorJitter`` in three ways: the order is fixed, where that shuffles it; contrast
-    pivots on the data set's mean luma (times the brightness factor), where that takes each image's own; and values
-    are clamped to [0, 1] once, at the end. Hue is a rotation about the grey axis in YIQ, as in DALI, where that goes
-    through HSV.
-    """
-    applied = u[0] < policy.jitter_p
-    brightness = _factor(policy.brightness, u[1], applied)
-    contrast = _factor(policy.contrast, u[2], applied)
-    if policy.channels == 1:
-        pivot: float = policy.statistics[0][0]
-        return torch.stack([brightness * contrast, (1 - contrast) * brightness * pivot], dim=1).unsqueeze(1)
-    saturation = _factor(policy.saturation, u[3], applied)
-    hue = torch.where(applied, policy.hue * (2 * u[4] - 1), 0.0)
-    # Last: greyscale is saturation 0 after the hue rotation, which keeps luma.
-    saturation = torch.where(u[5] < policy.grey_p, 0.0, saturation)
-    pivot = sum(m * w for m, w in zip(policy.statistics[0], LUMA, strict=True))
-    chroma = saturation * torch.exp(2j * math.pi * hue)  # scales and rotates the (I, Q) plane
-    basis = _yiq_basis(u[0].device)
-    unit = torch.ones_like(brightness)
-    # Y stays, (I, Q) is turned and scaled: RGB -> YIQ -> RGB is a sum of three fixed matrices.
-    weights = torch.stack([unit, chroma.real, chroma.imag], dim=1)
-    with torch.autocast(basis.device.type, enabled=False):  # the caller's would round the matrix to bfloat16
-        matrix = torch.einsum("bk,kij->bij", weights, basis) * (brightness * contrast)[:, None, None]
-    offset = ((1 - contrast) * brightness * pivot)[:, None, None].expand(-1, 3, 1)
-    return torch.cat([matrix, offset], dim=2)
+def _colour_matrix(change: ColourChange, channels: int) -> Tensor | None:
+    """``(B, C, C + 1)``: matrix and offset; None if nothing changes."""
+    some = change.gain if change.gain is not None else change.chroma
+    if some is None:
+        return None
+    gain = torch.ones_like(some.real) if change.gain is None else change.gain
+    offset = gain.new_zeros(len(gain), 1) if change.offset is None else change.offset
+    if change.chroma is None:
+        linear = torch.eye(channels, device=gain.device) * gain[:, None, None]
+    else:
+        basis = _yiq_basis(gain.device)
+        # Y stays, (I, Q) is turned and scaled: RGB -> YIQ -> RGB is a sum of three fixed matrices.
+        chroma = change.chroma.to(torch.complex64)
+        weights = torch.stack([torch.ones_like(gain), chroma.real, chroma.imag], dim=1)
+        with torch.autocast(basis.device.type, enabled=False):  # the caller's would round the matrix to bfloat16
+            linear = torch.einsum("bk,kij->bij", weights, basis) * gain[:, None, None]
+    return torch.cat([linear, offset.expand(-1, channels)[:, :, None]], dim=2)
 
 
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 _BASIS: dict[torch.device, Tensor] = {}
 
 
+def _build_yiq_basis() -> list[list[list[float]]]:
+    """RGB matrices that keep luma, keep chroma, and turn chroma by 90 degrees."""
+    forward = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
+    inverse = torch.linalg.inv(forward)
+    luma = torch.diag(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    chroma = torch.diag(torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64))
+    turn = torch.zeros(3, 3, dtype=torch.float64)
+    turn[1, 2], turn[2, 1] = -1.0, 1.0
+    return [[[float(e) for e in row] for row in inverse @ m @ forward] for m in (luma, chroma, turn)]
+
+
+_YIQ_BASIS = _build_yiq_basis()
+
+
 def _yiq_basis(device: torch.device) -> Tensor:
-    """``(3, 3, 3)``: RGB matrices that keep luma, keep chroma, and turn chroma by 90 degrees. Kept per device."""
-    if device not in _BASIS:
-        forward = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
-        inverse = torch.linalg.inv(forward)
-        luma = torch.diag(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
-        chroma = torch.diag(torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64))
-        turn = torch.zeros(3, 3, dtype=torch.float64)
-        turn[1, 2], turn[2, 1] = -1.0, 1.0
-        basis = torch.stack([inverse @ m @ forward for m in (luma, chroma, turn)])
-        _BASIS[device] = basis.to(device, torch.float32)
-    return _BASIS[device]
+    """`_build_yiq_basis` as ``(3, 3, 3)``, kept per device."""
+    if device in _BASIS:
+        return _BASIS[device]
+    basis = torch.tensor(_YIQ_BASIS, dtype=torch.float32, device=device)
+    if not torch.compiler.is_compiling():  # a compiled graph keeps its own, whose memory it may write to again
+        _BASIS[device] = basis
+    return basis

@@ -105,4 +105,7 @@ class Stream(IntEnum):
     LONG_TAIL = 3
     LABEL_FRACTION = 4
     PHANTOM = 5
+    NOISE = 6
+    GROUP_SPLIT = 7
+    OWN_GROUP = 8
     VIEW = 1000  # + 16 * slot + draw

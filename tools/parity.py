@@ -9,7 +9,9 @@ from torch import Tensor
 
 from amimv.pipelines.dali_backend import render_dali
 from amimv.pipelines.kornia_backend import render_kornia
-from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
+from amimv.pipelines.operations import OPERATIONS, PIXELS, Pixels
+from amimv.pipelines.operations.solarise import Solarise
+from amimv.pipelines.params import ViewParams, build_policy, draw_view_params
 from amimv.pipelines.rng import Key
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -19,38 +21,17 @@ SIZES = [(28, 28), (64, 64), (224, 224), (224, 96), (64, 28)]
 TOLERANCE = 1e-3
 NEAR_THRESHOLD = 1e-4
 
-ALL: dict[str, Any] = {
-    "crop": (0.2, 1.0),
-    "ratio": (3 / 4, 4 / 3),
-    "hflip": 0.5,
-    "vflip": 0.5,
-    "rotation": 180.0,
-    "brightness": 0.4,
-    "contrast": 0.4,
-    "saturation": 0.4,
-    "hue": 0.5,
-    "jitter_p": 0.8,
-    "grey_p": 0.2,
-    "blur_p": 0.5,
-    "solarise_p": 0.5,
-}
-OPERATIONS: dict[str, dict[str, Any]] = {
-    "normalise": {},
-    "crop": {"crop": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)},
-    "hflip": {"hflip": 1.0},
-    "vflip": {"vflip": 1.0},
-    "rotation": {"rotation": 180.0},
-    "brightness": {"brightness": 0.8, "jitter_p": 1.0},
-    "contrast": {"contrast": 0.8, "jitter_p": 1.0},
-    "saturation": {"saturation": 0.8, "jitter_p": 1.0},
-    "hue": {"hue": 0.5, "jitter_p": 1.0},
-    "grey": {"grey_p": 1.0},
-    "blur": {"blur_p": 1.0},
-    "sometimes blur": {"blur_p": 0.5},
-    "solarise": {"solarise_p": 1.0},
-    "all": ALL,
-}
-COLOUR_ONLY = {"saturation", "hue", "grey"}
+
+def _cases() -> dict[str, dict[str, Any]]:
+    """Settings of policies by name: every example of every operation that both backends have, and all together."""
+    kinds = [kind for kind in OPERATIONS if not issubclass(kind, Pixels) or kind.has_dali_form()]
+    single = {name: dict(settings) for kind in kinds for name, settings in kind.examples.items()}
+    everything = {name: value for settings in single.values() for name, value in settings.items()}
+    some = {name: 0.5 if name.endswith("_p") else value for name, value in everything.items()}
+    return {"normalise": {}, **single, "all": everything, "all, sometimes": some}
+
+
+CASES = _cases()
 
 
 class Difference(NamedTuple):
@@ -58,11 +39,6 @@ class Difference(NamedTuple):
 
     pixels: float
     normalised: float
-
-
-def applies(operation: str, channels: int) -> bool:
-    """Whether the operation exists for images of so many channels."""
-    return channels == 3 or operation not in COLOUR_ONLY
 
 
 def build_case(operation: str, channels: int, source: int, size: int) -> tuple[Tensor, ViewParams]:
@@ -73,8 +49,7 @@ def build_case(operation: str, channels: int, source: int, size: int) -> tuple[T
     generator = torch.Generator().manual_seed(source + channels)
     batch = 16 if source < 224 else 4
     images = torch.randint(0, 256, (batch, source, source, channels), dtype=torch.uint8, generator=generator)
-    settings = {"size": size, "mean": MEAN[:channels], "std": STD[:channels], **OPERATIONS[operation]}
-    policy = ViewPolicy(**settings)
+    policy = build_policy(CASES[operation], size, MEAN[:channels], STD[:channels])
     return images, draw_view_params(policy, torch.arange(batch), Key(seed=1, stream=1000))
 
 
@@ -95,10 +70,11 @@ def compare(first: Tensor, second: Tensor, images: Tensor, params: ViewParams) -
     device = first.device
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (params.mean, params.std))
     apart = (first - second.to(device)).abs()
-    if params.solarise is not None:
-        on_device = replace(params, solarise=None).to(device)
-        before = render_kornia(images.to(device), on_device) * std + mean
-        near = (before - params.solarise.to(device)[:, None, None, None]).abs() < NEAR_THRESHOLD
+    if (threshold := params.pixels.get(Solarise.key())) is not None:
+        earlier = [kind.key() for kind in PIXELS[: PIXELS.index(Solarise)]]
+        kept = {name: drawn for name, drawn in params.pixels.items() if name in earlier}
+        before = render_kornia(images.to(device), replace(params, pixels=kept).to(device)) * std + mean
+        near = (before - threshold.to(device)[:, None, None, None]).abs() < NEAR_THRESHOLD
         if near.float().mean() >= 0.01:
             raise ValueError(f"{100 * near.float().mean():.1f} % of the values lie at their threshold, expected < 1 %")
         apart = apart.masked_fill(near, 0)
@@ -110,7 +86,7 @@ def compare(first: Tensor, second: Tensor, images: Tensor, params: ViewParams) -
 def worst_differences(
     first: tuple[str, str],
     second: tuple[str, str],
-    operations: Iterable[str] = tuple(OPERATIONS),
+    operations: Iterable[str] = tuple(CASES),
     sizes: Iterable[tuple[int, int]] = tuple(SIZES),
 ) -> dict[str, dict[str, Any]]:
     """For every operation the largest difference between two (backend, device), grey and colour, over all sizes.
@@ -123,7 +99,7 @@ def worst_differences(
     for operation in operations:
         found = {}
         for channels in (1, 3):
-            for source, size in sizes if applies(operation, channels) else ():
+            for source, size in sizes:
                 images, params = build_case(operation, channels, source, size)
                 views = [render_on(*where, images, params) for where in (first, second)]
                 found[channels, source, size] = compare(views[0], views[1], images, params)

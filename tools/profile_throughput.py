@@ -21,7 +21,7 @@ from rich.table import Table
 
 from amimv import InputError, check_choice, first_line, run_command, usable_cores, user_path
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
-from amimv.pipelines.loader import render_views
+from amimv.pipelines.views import render_views
 from amimv.tools.measure import Rates, measure, threads, waiter
 from amimv.tools.rivals import RIVALS, Rival
 from amimv.tools.scaling import draw_scaling, measure_memory, measure_scaling
@@ -120,8 +120,9 @@ def count_pairs(store: ImageStore, recipe: str, backend: str, compiled: bool, ba
 def count_renders(store: ImageStore, recipe: str, backend: str, batch: int, n: int) -> Iterator[int]:
     """Views rendered of one batch, again and again: without sampling, gathering and drawing."""
     pairs = PairLoader(store, get_recipe(recipe), batch, backend=backend)
+    wanted = pairs.sampler.shares(0)[0]
     params = next(pairs.draw_epoch(0))
-    images = [store.gather(pairs.epoch_indices(0)[view.slot, 0]) for view in pairs.recipe.views]
+    images = [store.gather(wanted[view.slot]) for view in pairs.recipe.views]
     with threads(n):
         while True:
             yield sum(map(len, render_views(images, params, backend)))

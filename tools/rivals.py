@@ -10,15 +10,18 @@ library is imported when its views are asked for.
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines.params import ViewPolicy, blur_window
+from amimv.pipelines.images import ResidentImages
+from amimv.pipelines.operations.blur import blur_window
+from amimv.pipelines.params import ViewPolicy
 from amimv.pipelines.recipes import HARD
-from amimv.pipelines.stores import ImageStore
+from amimv.pipelines.store import ImageStore
 
 #: Two views of the same images, each ``(B, C, H, W)`` ``float32``, normalised, on the store's device.
 Views = tuple[Tensor, Tensor]
@@ -50,20 +53,18 @@ class Rival:
 
 def checked_images(store: ImageStore, batch_size: int) -> Tensor:
     """The store's ``(N, H, W, C)`` images; an `InputError` unless they are in memory and an epoch has a batch."""
-    if not isinstance(store.images, Tensor):
-        raise InputError(f"{store.name} is read from files batch by batch: give a data set that is in memory")
+    if not isinstance(store.images, ResidentImages):
+        raise InputError(f"{store.name} is not on the device as a whole: give a data set that fits into its memory")
     if not 1 <= batch_size <= len(store):
         raise InputError(f"batch size is {batch_size}, expected 1 to {len(store)}, the number of images")
-    return store.images
+    return store.images.tensor
 
 
 def shuffled(store: ImageStore, batch_size: int) -> Iterator[Tensor]:
     """``(B, H, W, C)`` ``uint8`` batches on the store's device, without end."""
     whole = len(store) // batch_size * batch_size
-    # Where the images are, as `ImageStore.gather` would bring the indices there.
-    device = store.device if store.resident else "cpu"
     while True:
-        order = torch.randperm(len(store), device=device)[:whole]
+        order = torch.randperm(len(store), device=store.device)[:whole]
         yield from map(store.gather, order.split(batch_size))
 
 
@@ -104,11 +105,11 @@ def pil_arrays(images: Tensor) -> Any:
 
 def torchvision_operations(transforms: Any, store: ImageStore, policy: ViewPolicy) -> list[Any]:
     """Crop, flip, jitter, greyscale and blur of ``torchvision.transforms``, first or second version."""
-    p, coloured = policy, store.channels == 3
+    p, coloured = SimpleNamespace(**policy.settings()), store.channels == 3
     jitter = transforms.ColorJitter(p.brightness, p.contrast, p.saturation * coloured, p.hue * coloured)
     blur = transforms.GaussianBlur(blur_window(store.size), p.blur_sigma)
     return [
-        transforms.RandomResizedCrop(store.size, p.crop, p.ratio),
+        transforms.RandomResizedCrop(store.size, (p.crop_min, p.crop_max), p.crop_ratio),
         transforms.RandomHorizontalFlip(p.hflip),
         transforms.RandomApply([jitter], p.jitter_p),
         *([transforms.RandomGrayscale(p.grey_p)] if coloured else []),
@@ -152,19 +153,19 @@ def lightly_views(
     from PIL import Image
 
     images = pil_arrays(checked_images(store, batch_size))
-    coloured = store.channels == 3
+    p, coloured = SimpleNamespace(**policy.settings()), store.channels == 3
     view = SimCLRViewTransform(
         input_size=store.size,
-        cj_prob=policy.jitter_p,
-        cj_bright=policy.brightness,
-        cj_contrast=policy.contrast,
-        cj_sat=policy.saturation * coloured,
-        cj_hue=policy.hue * coloured,
-        min_scale=policy.crop[0],
-        random_gray_scale=policy.grey_p * coloured,
-        gaussian_blur=policy.blur_p,
-        sigmas=policy.blur_sigma,
-        hf_prob=policy.hflip,
+        cj_prob=p.jitter_p,
+        cj_bright=p.brightness,
+        cj_contrast=p.contrast,
+        cj_sat=p.saturation * coloured,
+        cj_hue=p.hue * coloured,
+        min_scale=p.crop_min,
+        random_gray_scale=p.grey_p * coloured,
+        gaussian_blur=p.blur_p,
+        sigmas=p.blur_sigma,
+        hf_prob=p.hflip,
         normalize={"mean": list(store.mean), "std": list(store.std)},
     )
     return loaded(TwoViews(images, Image.fromarray, view), store, batch_size, threads)
@@ -174,11 +175,11 @@ def kornia_operations(store: ImageStore, policy: ViewPolicy, crops: str) -> Any:
     """Kornia's own augmentations of a whole batch of floats in [0, 1], a draw per image; crops by this mode."""
     import kornia.augmentation as augmentation
 
-    p, coloured = policy, store.channels == 3
+    p, coloured = SimpleNamespace(**policy.settings()), store.channels == 3
     size, window = (store.size,) * 2, (blur_window(store.size),) * 2
     mean, std = (torch.tensor(values, device=store.device) for values in (store.mean, store.std))
     return augmentation.AugmentationSequential(
-        augmentation.RandomResizedCrop(size, p.crop, p.ratio, cropping_mode=crops),
+        augmentation.RandomResizedCrop(size, (p.crop_min, p.crop_max), p.crop_ratio, cropping_mode=crops),
         augmentation.RandomHorizontalFlip(p=p.hflip),
         augmentation.ColorJitter(p.brightness, p.contrast, p.saturation * coloured, p.hue * coloured, p=p.jitter_p),
         *([augmentation.RandomGrayscale(p=p.grey_p)] if coloured else []),
@@ -215,7 +216,8 @@ def dali_jitter(view: Any, policy: ViewPolicy, channels: int) -> Any:
     """Jitter and greyscale in one operator of DALI, from bytes to floats in [0, 255]."""
     from nvidia.dali import fn, types
 
-    applied = fn.random.coin_flip(probability=policy.jitter_p)
+    p = SimpleNamespace(**policy.settings())
+    applied = fn.random.coin_flip(probability=p.jitter_p)
 
     def offset(low: float, high: float) -> Any:
         return applied * fn.random.uniform(range=[low, high]) if low < high else 0.0
@@ -223,16 +225,16 @@ def dali_jitter(view: Any, policy: ViewPolicy, channels: int) -> Any:
     def factor(strength: float) -> Any:
         return 1.0 + offset(max(-1.0, -strength), strength)
 
-    brightness, contrast = factor(policy.brightness), factor(policy.contrast)
+    brightness, contrast = factor(p.brightness), factor(p.contrast)
     if channels == 1:
         return fn.brightness_contrast(view, brightness=brightness, contrast=contrast, dtype=types.FLOAT)
-    coloured = 1 - fn.random.coin_flip(probability=policy.grey_p)
+    coloured = 1 - fn.random.coin_flip(probability=p.grey_p)
     return fn.color_twist(
         view,
         brightness=brightness,
         contrast=contrast,
-        saturation=factor(policy.saturation) * coloured,
-        hue=offset(-360 * policy.hue, 360 * policy.hue),
+        saturation=factor(p.saturation) * coloured,
+        hue=offset(-360 * p.hue, 360 * p.hue),
         dtype=types.FLOAT,
     )
 
@@ -244,21 +246,22 @@ def dali_view(view: Any, store: ImageStore, policy: ViewPolicy) -> Any:
     """
     from nvidia.dali import fn, types
 
+    p = SimpleNamespace(**policy.settings())
     view = fn.random_resized_crop(
         view,
         size=[store.size, store.size],
-        random_area=list(policy.crop),
-        random_aspect_ratio=list(policy.ratio),
+        random_area=[p.crop_min, p.crop_max],
+        random_aspect_ratio=list(p.crop_ratio),
         antialias=False,  # a crop is never shrunk here
     )
     view = dali_jitter(view, policy, store.channels)
-    low, high = policy.blur_sigma
-    if fn.random.coin_flip(probability=policy.blur_p, dtype=types.BOOL):
+    low, high = p.blur_sigma
+    if fn.random.coin_flip(probability=p.blur_p, dtype=types.BOOL):
         sigma = fn.random.uniform(range=[low, high]) if low < high else low
         view = fn.gaussian_blur(view, sigma=sigma, window_size=blur_window(store.size))
     return fn.crop_mirror_normalize(
         view,
-        mirror=fn.random.coin_flip(probability=policy.hflip),
+        mirror=fn.random.coin_flip(probability=p.hflip),
         mean=[255 * m for m in store.mean],
         std=[255 * s for s in store.std],
         output_layout="CHW",

@@ -39,7 +39,7 @@ def measure_batch(store: ImageStore, recipe: str, batch_size: int, seconds: floa
 
 def repeated(store: ImageStore, images: int) -> ImageStore:
     """A store of so many images: the given ones, again and again."""
-    return store.subset(torch.arange(images, device=store.labels.device) % len(store))
+    return store.subset(torch.arange(images, device=store.device) % len(store))
 
 
 def measure_scaling(data: str, root: str | None, device: torch.device | str, seconds: float) -> list[ScaleRow]:

@@ -13,17 +13,10 @@ from torch import Tensor
 
 from amimv import run_command, user_path
 from amimv.pipelines import PairBatch, PairLoader, Recipe, ViewPolicy, load_store
+from amimv.pipelines.recipes import LETTERS
 from amimv.trainers.data import describe_data
 from amimv.trainers.pretrain import make_recipe
 from amimv.trainers.settings import resolve
-
-STRENGTH = {
-    "N": "normalised",
-    "A": "augmented",
-    "A'": "augmented again",
-    "H": "hard augmentation",
-    "S": "soft augmentation",
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,8 @@ def list_columns(pair: PairBatch, recipe: Recipe, images: Tensor) -> list[tuple[
         group = f"side {'ab'[s]}" if s < 2 else f"local side {s - 1}"
         for view, rendered in zip(side, views, strict=True):
             kind = view.label.split("(")[0]
-            label = f"{view.label}\n{STRENGTH.get(kind, 'small crop')}"
+            again = " again" if kind.endswith("'") else ""
+            label = f"{view.label}\n{LETTERS[kind[0]]}{again}"
             columns.append((group, label, to_pixels(rendered, view.policy)))
     return columns
 

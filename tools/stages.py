@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from amimv.pipelines import ImageStore, PairLoader, Recipe, kornia_backend, loader, stores
+from amimv.pipelines import ImageStore, PairLoader, PairSampler, Recipe, images, kornia_backend, views
+from amimv.pipelines.operations import PIXELS
 from amimv.tools.measure import Stopwatch, waiter
 
 #: The stages of a batch in their order: the object that each function is looked up in, and its name there.
 STAGES: dict[str, tuple[Any, str]] = {
-    "sampler": (PairLoader, "epoch_indices"),
-    "draw": (loader, "draw_view_params"),
-    "gather": (ImageStore, "gather"),
-    "host to device": (stores, "_copied_aside"),
+    "sampler": (PairSampler, "epoch_indices"),
+    "draw": (views, "draw_view_params"),
+    "gather": (images.ResidentImages, "gather"),
+    "host to device": (images, "_copied_aside"),
     "to float": (kornia_backend, "to_float"),
     "resample": (kornia_backend, "apply_affine"),
     "colour": (kornia_backend, "apply_colour"),
-    "blur": (kornia_backend, "apply_blur"),
-    "solarise": (kornia_backend, "apply_solarise"),
+    **{operation.key(): (operation, "apply") for operation in PIXELS},
     "normalise": (kornia_backend, "normalise"),
 }
 OTHER = "other (Python, labels)"

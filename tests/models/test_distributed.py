@@ -1,6 +1,6 @@
 """Two processes on one machine see the same batch, the same loss and the same gradients as one."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from amimv.models.losses import nt_xent
 from amimv.models.methods import METHODS
 from amimv.pipelines.loader import PairLoader
 from amimv.pipelines.recipes import get_recipe
-from amimv.pipelines.stores import ImageStore
+from amimv.pipelines.store import ImageStore
 
 WORLD = 2
 BATCH = 12
@@ -44,8 +44,7 @@ def build_store() -> ImageStore:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (30, 16, 16, 3), generator=generator, dtype=torch.uint8)
     half = (0.5, 0.5, 0.5)
-    cpu = torch.device("cpu")
-    return ImageStore(images, torch.arange(30) % 3, "random", "train", ("a", "b", "c"), "multi-class", cpu, half, half)
+    return replace(ImageStore.from_arrays(images, torch.arange(30) % 3, class_names="abc"), mean=half, std=half)
 
 
 class Plain(nn.Module):

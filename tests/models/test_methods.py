@@ -33,7 +33,7 @@ from amimv.models.methods.mimv import Mimv, MimvSettings
 from amimv.models.methods.simclr import Simclr, SimclrSettings
 from amimv.pipelines.loader import PairBatch, PairLoader
 from amimv.pipelines.recipes import ALIASES, RECIPES, get_recipe
-from amimv.pipelines.stores import ImageStore
+from amimv.pipelines.store import ImageStore
 
 BATCH = 8
 #: Of whatever a method's settings have.
@@ -63,8 +63,7 @@ def build_store() -> ImageStore:
     images = torch.randint(0, 256, (24, 16, 16, 3), generator=generator, dtype=torch.uint8)
     labels = torch.arange(24) % 3
     half = (0.5, 0.5, 0.5)
-    cpu = torch.device("cpu")
-    return ImageStore(images, labels, "random", "train", ("a", "b", "c"), "multi-class", cpu, half, half)
+    return replace(ImageStore.from_arrays(images, labels, name="random", class_names="abc"), mean=half, std=half)
 
 
 @functools.cache

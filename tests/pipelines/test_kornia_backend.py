@@ -1,7 +1,8 @@
 """The Kornia backend against float64 loops and Kornia's and torchvision's own functions; and the draw."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,22 +16,16 @@ from amimv import InputError
 from amimv.pipelines import BACKENDS, kornia_backend, render
 from amimv.pipelines.kornia_backend import (
     apply_affine,
-    apply_blur,
     apply_colour,
-    apply_solarise,
     oversampling,
     render_kornia,
     to_float,
 )
-from amimv.pipelines.params import (
-    LUMA,
-    NO_BLUR,
-    NO_SOLARISE,
-    ViewParams,
-    ViewPolicy,
-    blur_window,
-    draw_view_params,
-)
+from amimv.pipelines.operations import Blur, Solarise, blur
+from amimv.pipelines.operations.base import LUMA
+from amimv.pipelines.operations.blur import NO_BLUR, blur_window
+from amimv.pipelines.operations.solarise import NO_SOLARISE
+from amimv.pipelines.params import ViewParams, ViewPolicy, build_policy, draw_view_params
 from amimv.pipelines.recipes import HARD
 from amimv.pipelines.rng import Key
 
@@ -38,24 +33,23 @@ KEY = Key(seed=3, stream=1000, epoch=2, step=5)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 STATISTICS: dict[str, Any] = {"mean": MEAN, "std": STD}
 BOUND = replace(HARD, **STATISTICS)
-STRONG = ViewPolicy(
-    size=28,
-    mean=MEAN,
-    std=STD,
-    crop=(0.2, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    hflip=0.5,
-    vflip=0.3,
-    rotation=30.0,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.2,
-    hue=0.1,
-    jitter_p=0.8,
-    grey_p=0.2,
-    blur_p=0.5,
-    solarise_p=0.2,
-)
+STRENGTHS: dict[str, Any] = {
+    "crop_min": 0.2,
+    "crop_ratio": (3 / 4, 4 / 3),
+    "hflip": 0.5,
+    "vflip": 0.3,
+    "rotation": 30.0,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "jitter_p": 0.8,
+    "grey_p": 0.2,
+    "blur_p": 0.5,
+    "solarise_p": 0.2,
+}
+STRONG = build_policy(STRENGTHS, 28, MEAN, STD)
+SETTINGS = SimpleNamespace(**STRONG.settings())
 GREY = replace(STRONG, mean=(0.4,), std=(0.2,))
 
 
@@ -105,7 +99,7 @@ def plain_affine(image: Tensor, affine: Tensor, side: int) -> Tensor:
 def test_affine_is_clamped_bilinear_sampling(source: int, size: int, factor: int, channels: int) -> None:
     images = random_floats(4, source, channels)
     # Crops, flips and rotations, and two hand-made maps that leave the image on every side.
-    affine = drawn(draw(replace(STRONG, rotation=180.0), 4).affine)
+    affine = drawn(draw(STRONG.changed(rotation=180.0), 4).affine)
     affine[2] = torch.tensor([[1.7, 0.0, 0.3], [0.0, 1.9, -0.2]])
     affine[3] = torch.tensor([[0.9, -1.1, 0.0], [1.1, 0.9, 0.5]])
     view = apply_affine(images, affine, size)
@@ -120,8 +114,8 @@ def test_identity_and_mirrors_are_exact() -> None:
     whole = torch.eye(2, 3)[None]
     torch.testing.assert_close(apply_affine(images, whole, 28), images, atol=1e-5, rtol=0)
     for policy, mirror in (
-        (ViewPolicy(**STATISTICS, hflip=1.0), tv.horizontal_flip),
-        (ViewPolicy(**STATISTICS, vflip=1.0), tv.vertical_flip),
+        (build_policy({"hflip": 1.0}, **STATISTICS), tv.horizontal_flip),
+        (build_policy({"vflip": 1.0}, **STATISTICS), tv.vertical_flip),
     ):
         affine = drawn(draw(policy, 1).affine)
         assert affine is not None
@@ -175,7 +169,7 @@ def test_colour_is_a_matrix_and_an_offset_clamped(channels: int) -> None:
 
 
 def jitter(**strength: Any) -> ViewPolicy:
-    return ViewPolicy(mean=MEAN, std=STD, jitter_p=1.0, **strength)
+    return build_policy({"jitter_p": 1.0, **strength}, **STATISTICS)
 
 
 def recolour(policy: ViewPolicy, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +192,7 @@ def test_saturation_and_grey_are_torchvisions() -> None:
     for image, result, factor in zip(images, view, factors, strict=True):
         # torchvision rounds red's weight to 0.2989
         torch.testing.assert_close(result, tv.adjust_saturation(image, factor.item()), atol=3e-4, rtol=0)
-    view, _ = recolour(ViewPolicy(mean=MEAN, std=STD, grey_p=1.0), images)
+    view, _ = recolour(build_policy({"grey_p": 1.0}, **STATISTICS), images)
     torch.testing.assert_close(view, tv.rgb_to_grayscale(images, num_output_channels=3), atol=3e-4, rtol=0)
 
 
@@ -211,7 +205,7 @@ def test_contrast_is_torchvisions_around_the_given_pivot() -> None:
     assert abs(factor - 1) > 0.05
     torch.testing.assert_close(view, tv.adjust_contrast(image, factor), atol=3e-4, rtol=0)
     # A grey image's pivot is its only mean.
-    view, colour = recolour(ViewPolicy(mean=(0.3,), std=(1.0,), contrast=0.6, jitter_p=1.0), image[:, :1])
+    view, colour = recolour(replace(jitter(contrast=0.6), mean=(0.3,), std=(1.0,)), image[:, :1])
     factor = colour[0, 0, 0].item()
     torch.testing.assert_close(view, (0.3 + factor * (image[:, :1] - 0.3)).clamp(0, 1), atol=1e-6, rtol=0)
 
@@ -265,12 +259,12 @@ def test_jitter_parts_compose_in_the_stated_order() -> None:
 def test_blur_is_kornias_with_a_sigma_per_sample(
     size: int, separable: bool, host: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kornia_backend, "on_host", lambda images: host)
+    monkeypatch.setattr(blur, "on_host", lambda images: host)
     images = random_floats(4, size)
     sigma = torch.tensor([0.1, NO_BLUR, 0.7, 2.0])
     window = blur_window(size)
     expected = gaussian_blur2d(images, (window, window), sigma[:, None].expand(4, 2), "reflect", separable)
-    torch.testing.assert_close(apply_blur(images, sigma), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(Blur.apply(images, sigma), expected, atol=1e-5, rtol=0)
 
 
 def test_blur_windows_are_odd_and_near_a_tenth() -> None:
@@ -280,17 +274,17 @@ def test_blur_windows_are_odd_and_near_a_tenth() -> None:
 @pytest.mark.parametrize("size", [28, 96])
 @pytest.mark.parametrize("host", [False, True])
 def test_no_blur_is_the_identity(size: int, host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kornia_backend, "on_host", lambda images: host)
+    monkeypatch.setattr(blur, "on_host", lambda images: host)
     images = random_floats(2, size)
-    torch.testing.assert_close(apply_blur(images, torch.full((2,), NO_BLUR)), images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Blur.apply(images.clone(), torch.full((2,), NO_BLUR)), images, atol=1e-6, rtol=0)
 
 
 def test_solarise_inverts_from_the_threshold_on() -> None:
     images = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).expand(3, 1, 1, 5)
-    view = apply_solarise(images, torch.tensor([0.5, 0.3, NO_SOLARISE]))[:, 0, 0]
+    view = Solarise.apply(images, torch.tensor([0.5, 0.3, NO_SOLARISE]))[:, 0, 0]
     assert view.tolist() == [[0, 0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.75, 1]]
     # At the threshold itself, as torchvision.
-    tie = apply_solarise(torch.full((1, 1, 1, 1), 0.6), torch.tensor([0.6]))
+    tie = Solarise.apply(torch.full((1, 1, 1, 1), 0.6), torch.tensor([0.6]))
     torch.testing.assert_close(tie, tv.solarize(torch.full((1, 1, 1, 1), 0.6), 0.6))
 
 
@@ -311,10 +305,10 @@ def test_normalised_view_is_a_scaling(channels: int) -> None:
 
 @pytest.mark.parametrize("policy", [STRONG, GREY], ids=["rgb", "grey"])
 def test_view_is_the_operations_in_order(policy: ViewPolicy) -> None:
-    images = random_images(16, 28, policy.channels)
+    images = random_images(16, 28, len(policy.statistics[0]))
     params = draw(policy, 16)
     affine, colour = drawn(params.affine), drawn(params.colour)
-    sigma, threshold = drawn(params.sigma), drawn(params.solarise)[:, None, None, None]
+    sigma, threshold = params.pixels["blur"], params.pixels["solarise"][:, None, None, None]
     view = images.permute(0, 3, 1, 2).float() / 255
     view = F.grid_sample(
         view, F.affine_grid(affine, list(view.shape), align_corners=False), "bilinear", "border", False
@@ -344,8 +338,8 @@ def test_bfloat16_is_the_rounded_float32() -> None:
 
 
 def take(params: ViewParams, index: slice) -> ViewParams:
-    tensors = ("affine", "colour", "sigma", "solarise")
-    return replace(params, **{name: getattr(params, name)[index] for name in tensors})
+    pixels = {name: value[index] for name, value in params.pixels.items()}
+    return replace(params, affine=drawn(params.affine)[index], colour=drawn(params.colour)[index], pixels=pixels)
 
 
 def test_a_sample_does_not_depend_on_the_others() -> None:
@@ -370,17 +364,17 @@ def assert_share(hits: Tensor, probability: float) -> None:
 
 def test_probabilities() -> None:
     params = draw(STRONG, MANY)
-    colour, sigma, threshold = drawn(params.colour), drawn(params.sigma), drawn(params.solarise)
+    colour, sigma, threshold = drawn(params.colour), params.pixels["blur"], params.pixels["solarise"]
     blurred = sigma != NO_BLUR
-    assert_share(blurred, STRONG.blur_p)
-    assert_share(threshold == STRONG.solarise_threshold, STRONG.solarise_p)
-    assert ((threshold == STRONG.solarise_threshold) | (threshold == NO_SOLARISE)).all()
+    assert_share(blurred, SETTINGS.blur_p)
+    assert_share(threshold == SETTINGS.solarise_threshold, SETTINGS.solarise_p)
+    assert ((threshold == SETTINGS.solarise_threshold) | (threshold == NO_SOLARISE)).all()
     # A grey sample has three equal rows; an untouched one is the identity, unless it turned grey.
     grey = (colour[:, 0] - colour[:, 1]).abs().amax(1) < 1e-6
-    assert_share(grey, STRONG.grey_p)
+    assert_share(grey, SETTINGS.grey_p)
     untouched = (colour - torch.eye(3, 4)).abs().amax((1, 2)) < 1e-6
-    assert_share(untouched, (1 - STRONG.jitter_p) * (1 - STRONG.grey_p))
-    low, high = STRONG.blur_sigma
+    assert_share(untouched, (1 - SETTINGS.jitter_p) * (1 - SETTINGS.grey_p))
+    low, high = SETTINGS.blur_sigma
     strengths = sigma[blurred]
     assert low <= strengths.min() < low + 0.01
     assert high - 0.01 < strengths.max() <= high
@@ -388,7 +382,7 @@ def test_probabilities() -> None:
 
 
 def test_flips_are_independent_and_as_often_as_asked() -> None:
-    affine = drawn(draw(ViewPolicy(**STATISTICS, hflip=0.5, vflip=0.3), MANY).affine)
+    affine = drawn(draw(build_policy({"hflip": 0.5, "vflip": 0.3}, **STATISTICS), MANY).affine)
     across, down = affine[:, 0, 0] < 0, affine[:, 1, 1] < 0
     assert_share(across, 0.5)
     assert_share(down, 0.3)
@@ -396,19 +390,19 @@ def test_flips_are_independent_and_as_often_as_asked() -> None:
 
 
 def test_crops_lie_in_the_image_and_have_the_area_and_ratio_asked_for() -> None:
-    affine = drawn(draw(replace(STRONG, rotation=0.0), MANY).affine)
+    affine = drawn(draw(STRONG.changed(rotation=0.0), MANY).affine)
     width, height = affine[:, 0, 0].abs(), affine[:, 1, 1].abs()
     assert (affine[:, 0, 1].abs() + affine[:, 1, 0].abs()).max() < 1e-6
     assert (affine[:, :, 2].abs() + torch.stack([width, height], 1)).max() <= 1 + 1e-6
     area, ratio = width * height, width / height
-    assert area.max() <= STRONG.crop[1] + 1e-5
+    assert area.max() <= SETTINGS.crop_max + 1e-5
     fits = (width < 1) & (height < 1)  # a side that is too long is cut
     assert fits.float().mean() > 0.7
-    assert area[fits].min() >= STRONG.crop[0] - 1e-5
-    assert STRONG.ratio[0] - 1e-5 <= ratio[fits].min() < 0.76
-    assert 1.32 < ratio[fits].max() <= STRONG.ratio[1] + 1e-5
+    assert area[fits].min() >= SETTINGS.crop_min - 1e-5
+    assert SETTINGS.crop_ratio[0] - 1e-5 <= ratio[fits].min() < 0.76
+    assert 1.32 < ratio[fits].max() <= SETTINGS.crop_ratio[1] + 1e-5
     # Uniform in area, log-uniform in ratio; small crops always fit.
-    small = drawn(draw(replace(STRONG, rotation=0.0, crop=(0.2, 0.6)), MANY).affine)
+    small = drawn(draw(STRONG.changed(rotation=0.0, crop_max=0.6), MANY).affine)
     width, height = small[:, 0, 0].abs(), small[:, 1, 1].abs()
     assert abs((width * height).mean() - 0.4) < 0.005
     assert abs((width / height).log().mean()) < 0.01
@@ -419,7 +413,7 @@ def test_crops_lie_in_the_image_and_have_the_area_and_ratio_asked_for() -> None:
 
 
 def test_rotation_is_uniform_in_its_range() -> None:
-    affine = drawn(draw(ViewPolicy(**STATISTICS, rotation=30.0), MANY).affine)
+    affine = drawn(draw(build_policy({"rotation": 30.0}, **STATISTICS), MANY).affine)
     degrees = torch.rad2deg(torch.atan2(affine[:, 1, 0], affine[:, 0, 0]))
     assert degrees.abs().max() <= 30.001
     assert degrees.min() < -29.9
@@ -439,15 +433,16 @@ def test_jitter_factors_are_uniform_and_never_negative(strength: float) -> None:
 
 def test_nothing_asked_is_nothing_drawn() -> None:
     params = draw(STRONG.normalised(), 4)
-    assert (params.affine, params.colour, params.sigma, params.solarise) == (None, None, None, None)
-    assert draw(ViewPolicy(**STATISTICS, jitter_p=1.0), 4).colour is None
-    assert draw(replace(GREY, jitter_p=0.0), 4).colour is None  # grey_p does nothing to a grey image
+    assert (params.affine, params.colour, params.pixels, params.drawn()) == (None, None, {}, {})
+    assert draw(build_policy({"jitter_p": 1.0}, **STATISTICS), 4).colour is None
+    assert draw(GREY.changed(jitter_p=0.0), 4).colour is None  # grey_p does nothing to a grey image
 
 
 def assert_same(a: ViewParams, b: ViewParams) -> None:
-    for field in fields(ViewParams):
-        left, right = getattr(a, field.name), getattr(b, field.name)
-        assert torch.equal(left, right) if isinstance(left, Tensor) else left == right, field.name
+    assert (a.size, a.mean, a.std) == (b.size, b.mean, b.std)
+    assert a.drawn().keys() == b.drawn().keys()
+    for name, value in a.drawn().items():
+        assert torch.equal(value, b.drawn()[name]), name
 
 
 @pytest.mark.parametrize("policy", [STRONG, GREY], ids=["rgb", "grey"])
@@ -482,28 +477,28 @@ def test_every_part_of_the_key_matters(field: str) -> None:
 @pytest.mark.parametrize(
     ("off", "unchanged"),
     [
-        ({"crop": (1.0, 1.0), "ratio": (1.0, 1.0)}, ("colour", "sigma", "solarise")),
-        ({"hflip": 0.0}, ("colour", "sigma", "solarise")),
-        ({"rotation": 0.0}, ("colour", "sigma", "solarise")),
-        ({"jitter_p": 0.0}, ("affine", "sigma", "solarise")),
-        ({"grey_p": 0.0}, ("affine", "sigma", "solarise")),
+        ({"crop_min": 1.0, "crop_ratio": (1.0, 1.0)}, ("colour", "blur", "solarise")),
+        ({"hflip": 0.0}, ("colour", "blur", "solarise")),
+        ({"rotation": 0.0}, ("colour", "blur", "solarise")),
+        ({"jitter_p": 0.0}, ("affine", "blur", "solarise")),
+        ({"grey_p": 0.0}, ("affine", "blur", "solarise")),
         ({"blur_p": 0.0}, ("affine", "colour", "solarise")),
-        ({"solarise_p": 0.0}, ("affine", "colour", "sigma")),
+        ({"solarise_p": 0.0}, ("affine", "colour", "blur")),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_switching_one_off_leaves_the_others_alone(off: dict[str, Any], unchanged: tuple[str, ...]) -> None:
-    full, less = draw(STRONG, 64), draw(replace(STRONG, **off), 64)
+    full, less = draw(STRONG, 64).drawn(), draw(STRONG.changed(**off), 64).drawn()
     for name in unchanged:
-        assert torch.equal(getattr(full, name), getattr(less, name)), name
+        assert torch.equal(full[name], less[name]), name
 
 
 def test_within_one_matrix_too() -> None:
     full = drawn(draw(STRONG, 64).affine)
-    unflipped = drawn(draw(replace(STRONG, hflip=0.0, vflip=0.0), 64).affine)
+    unflipped = drawn(draw(STRONG.changed(hflip=0.0, vflip=0.0), 64).affine)
     torch.testing.assert_close(full.abs(), unflipped.abs())
     coloured = drawn(draw(STRONG, 64).colour)
-    never_grey = drawn(draw(replace(STRONG, grey_p=0.0), 64).colour)
+    never_grey = drawn(draw(STRONG.changed(grey_p=0.0), 64).colour)
     same = (coloured == never_grey).flatten(1).all(1)
     grey = (coloured[:, 0] - coloured[:, 1]).abs().amax(1) < 1e-6
     assert torch.equal(same, ~grey)
@@ -514,9 +509,9 @@ def test_within_one_matrix_too() -> None:
     [
         {"mean": (0.5,)},
         {"hflip": 1.1},
-        {"crop": (0.0, 1.0)},
-        {"crop": (0.5, 0.2)},
-        {"ratio": (0.0, 1.0)},
+        {"crop_min": 0.0},
+        {"crop_min": 0.5, "crop_max": 0.2},
+        {"crop_ratio": (0.0, 1.0)},
         {"blur_sigma": (0.0, 1.0)},
         {"hue": 0.6},
         {"size": 2},
@@ -525,12 +520,12 @@ def test_within_one_matrix_too() -> None:
 )
 def test_a_wrong_policy_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))) as error:
-        replace(STRONG, **wrong)
+        replace(STRONG, **wrong) if wrong.keys() < {"mean", "std", "size"} else STRONG.changed(**wrong)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 5000])
-@pytest.mark.parametrize("policy", [BOUND, BOUND.normalised(), replace(BOUND, size=8, solarise_p=0.5)])
+@pytest.mark.parametrize("policy", [BOUND, BOUND.normalised(), replace(BOUND, size=8).changed(solarise_p=0.5)])
 def test_parts_of_a_batch_are_rendered_as_the_whole(
     chunk: int, policy: ViewPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,7 +535,7 @@ def test_parts_of_a_batch_are_rendered_as_the_whole(
     whole = render_kornia(images, params)
     seen = []
     monkeypatch.setattr(
-        kornia_backend, "to_float", lambda images, contiguous: seen.append(len(images)) or to_float(images, contiguous)
+        kornia_backend, "to_float", lambda images, *how: seen.append(len(images)) or to_float(images, *how)
     )
     monkeypatch.setattr(kornia_backend, "CHUNK", chunk)
     torch.testing.assert_close(render_kornia(images, params), whole, atol=1e-6, rtol=0)
@@ -549,11 +544,12 @@ def test_parts_of_a_batch_are_rendered_as_the_whole(
 
 
 def test_parameters_are_split_like_tensors() -> None:
-    params = draw_view_params(replace(BOUND, solarise_p=0.5), torch.arange(9), KEY)
+    params = draw_view_params(BOUND.changed(solarise_p=0.5), torch.arange(9), KEY)
     parts = params.split([2, 4, 3])
     assert [len(part.colour) for part in parts if part.colour is not None] == [2, 4, 3]
-    for name in ("affine", "colour", "sigma", "solarise"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(params, name))
+    assert params.drawn().keys() == {"affine", "colour", "blur", "solarise"}
+    for name, whole in params.drawn().items():
+        assert torch.equal(torch.cat([part.drawn()[name] for part in parts]), whole)
     assert all((part.size, part.mean, part.std) == (params.size, params.mean, params.std) for part in parts)
     nothing = draw_view_params(BOUND.normalised(), torch.arange(9), KEY)
     assert nothing.split([2, 7]) == [nothing, nothing]
@@ -573,11 +569,13 @@ def test_floats_are_rendered_as_the_bytes_they_stand_for(backend: str, policy: V
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool])
 def test_images_of_another_type_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(InputError, match=rf"images are {dtype}, expected uint8, or float with values in \[0, 1\]$"):
+    with pytest.raises(
+        InputError, match=rf"images are {dtype}, expected uint8, uint16, or float with values in \[0, 1\]$"
+    ):
         render(random_images(2, 8).to(dtype), draw(BOUND, 2))
 
 
-@pytest.mark.parametrize("policy", [HARD, HARD.normalised(), ViewPolicy(hflip=0.5)])
+@pytest.mark.parametrize("policy", [HARD, HARD.normalised(), build_policy({"hflip": 0.5})])
 def test_nothing_is_drawn_by_a_policy_that_does_not_know_its_data(policy: ViewPolicy) -> None:
     """Contrast would pivot on some grey, and the view be normalised by some mean."""
     with pytest.raises(InputError, match=r"no mean and std: .*with_statistics\(store.mean, store.std\)$"):

@@ -8,7 +8,7 @@ import pytest
 
 from amimv import InputError
 from amimv.pipelines import load_store
-from amimv.pipelines.labels import MULTI_LABEL, missing_classes, settle_labels, shortened
+from amimv.pipelines.sources.labels import MULTI_LABEL, missing_classes, settle_labels, shortened
 
 CLASSES = {"train": np.arange(12) % 3, "val": np.arange(6) % 3, "test": np.arange(9) % 3}
 

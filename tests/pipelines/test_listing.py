@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amimv import InputError
-from amimv.pipelines.listing import EXTENSIONS, SPLITS, FolderSplit, list_folder
+from amimv.pipelines.sources.listing import EXTENSIONS, SPLITS, FolderSplit, list_folder
 
 
 def touch(top: Path, *names: str) -> Path:
@@ -72,18 +72,18 @@ def test_every_ending_of_an_image(top: Path, ending: str) -> None:
 
 
 def test_a_class_of_files_that_are_no_images(top: Path) -> None:
-    touch(top, *(f"train/c/{i}.dcm" for i in range(7)), "val/c/0.dcm")
+    touch(top, *(f"train/c/{i}.mha" for i in range(7)), "val/c/0.mha")
     found = list_folder(top, "train")
     assert found.class_names == ("a", "b")
-    assert found.remarks == ("set, train: left out 7 .dcm, 1 folder(s) without images (c)",)
+    assert found.remarks == ("set, train: left out 7 .mha, 1 folder(s) without images (c)",)
     touch(top, "test/c/0.png")  # then it is one
-    assert list_folder(top, "train")[1:] == ((0, 0, 1, 1), ("a", "b", "c"), ("set, train: left out 7 .dcm",))
+    assert list_folder(top, "train")[1:] == ((0, 0, 1, 1), ("a", "b", "c"), ("set, train: left out 7 .mha",))
 
 
 def test_a_split_without_an_image(top: Path) -> None:
     for path in (top / "val").glob("*/*"):
-        path.rename(path.with_suffix(".dcm"))
-    refused(r"val has no .jpg, .*.webp file in its class folders \(left out: 4 .dcm\)", top, "val")
+        path.rename(path.with_suffix(".mha"))
+    refused(r"val has no .jpg, .*.dcm file in its class folders \(left out: 4 .mha\)", top, "val")
 
 
 # Splits

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amimv import InputError
-from amimv.pipelines import kornia_backend
-from amimv.pipelines import loader as loader_module
-from amimv.pipelines.labels import MULTI_LABEL
-from amimv.pipelines.loader import PairBatch, PairLoader, render
+from amimv.pipelines import kornia_backend, operations
+from amimv.pipelines import views as views_module
+from amimv.pipelines.images import HostImages, ResidentImages
+from amimv.pipelines.loader import PairBatch, PairLoader
 from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
-from amimv.pipelines.pixels import channel_statistics
 from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
 from amimv.pipelines.rng import Key, Stream
 from amimv.pipelines.samplers import SAMPLERS
-from amimv.pipelines.stores import ImageStore
+from amimv.pipelines.store import ImageStore
+from amimv.pipelines.views import render
 from amimv.tools.measure import held_memory
 
 SIZE = 16
@@ -36,12 +36,20 @@ def build_store(channels: int = 3, multi_label: bool = False, counts: tuple[int,
     n = sum(counts)
     images = torch.randint(0, 256, (n, SIZE, SIZE, channels), dtype=torch.uint8, generator=generator)
     labels = torch.repeat_interleave(torch.tensor(counts))[torch.randperm(n, generator=generator)]
-    task = "multi-class"
     if multi_label:
-        labels, task = (torch.rand(n, len(counts), generator=generator) < 0.3).long(), MULTI_LABEL
+        labels = (torch.rand(n, len(counts), generator=generator) < 0.3).long()
     names = tuple(f"class {c}" for c in range(len(counts)))
-    mean, std = channel_statistics(images)
-    return ImageStore(images, labels, "noise", "train", names, task, torch.device("cpu"), mean, std)
+    return ImageStore.from_arrays(images, labels, name="noise", class_names=names)
+
+
+def on_host(store: ImageStore) -> ImageStore:
+    """The same images, not on the device."""
+    return replace(store, images=HostImages(store.images.tensor, store.device))
+
+
+def moved_to(store: ImageStore, device: torch.device) -> ImageStore:
+    images = ResidentImages(store.images.tensor.to(device))
+    return replace(store, images=images, labels=store.labels.to(device), device=device)
 
 
 def build_loader(
@@ -115,19 +123,19 @@ def test_views_do_not_depend_on_the_callers_autocast(name: str) -> None:
 
 def test_indices_of_an_epoch() -> None:
     loader = build_loader()
-    indices = loader.epoch_indices(3)
+    indices = loader.sampler.epoch_indices(3)
     assert indices.shape == (2, 4, 12)
     assert len(indices[0].unique()) == 48  # a permutation without its remainder
     assert (indices[0] != indices[1]).all()
     assert torch.equal(torch.stack([batch.indices for batch in loader.epoch(3)], dim=1), indices)
-    assert not torch.equal(indices, loader.epoch_indices(4))
-    assert not torch.equal(indices, build_loader(seed=1).epoch_indices(3))
+    assert not torch.equal(indices, loader.sampler.epoch_indices(4))
+    assert not torch.equal(indices, build_loader(seed=1).sampler.epoch_indices(3))
 
 
 def test_sampler_and_partner_are_independent_settings() -> None:
     store = build_store(counts=(560, 30, 10))
     for slot, samplers in enumerate((("class-balanced", "uniform"), ("uniform", "class-balanced"))):
-        labels = store.labels[PairLoader(store, get_recipe("mimv"), 600, *samplers).epoch_indices(0)[:, 0]]
+        labels = store.labels[PairLoader(store, get_recipe("mimv"), 600, *samplers).sampler.epoch_indices(0)[:, 0]]
         rare = [(labels[s] != 0).float().mean() for s in (slot, 1 - slot)]
         assert rare[0] == pytest.approx(2 / 3, abs=0.1)
         assert rare[1] < 0.15
@@ -136,11 +144,11 @@ def test_sampler_and_partner_are_independent_settings() -> None:
 def test_progressive_follows_the_epochs() -> None:
     store = build_store(counts=(900, 100))
     loader = PairLoader(store, get_recipe("two-view"), 1000, "progressive", epochs=5)
-    share = [(store.labels[loader.epoch_indices(epoch)] == 1).float().mean().item() for epoch in range(5)]
+    share = [(store.labels[loader.sampler.epoch_indices(epoch)] == 1).float().mean().item() for epoch in range(5)]
     assert share == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5], abs=0.06)
     assert torch.equal(
-        PairLoader(store, get_recipe("two-view"), 1000, "progressive", epochs=5).epoch_indices(4),
-        PairLoader(store, get_recipe("two-view"), 1000, "class-balanced").epoch_indices(4),
+        PairLoader(store, get_recipe("two-view"), 1000, "progressive", epochs=5).sampler.epoch_indices(4),
+        PairLoader(store, get_recipe("two-view"), 1000, "class-balanced").sampler.epoch_indices(4),
     )
 
 
@@ -175,14 +183,14 @@ def test_a_later_start_gives_the_tail(start: int, micro: int) -> None:
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_start_at_the_end_gives_nothing(resident: bool) -> None:
-    assert list(build_loader(replace(build_store(), resident=resident)).epoch(0, start_step=4)) == []
+    assert list(build_loader(build_store() if resident else on_host(build_store())).epoch(0, start_step=4)) == []
 
 
 def test_epochs_steps_and_views_draw_differently() -> None:
     recipe = Recipe("own", ((View(0, HARD), View(0, HARD, 1)), (View(0, HARD, 2),)))
     store = build_store()
     # All images alike: only the drawn numbers differ.
-    same = replace(store, images=store.images[:1].expand(len(store), -1, -1, -1).contiguous())
+    same = replace(store, images=ResidentImages(store.images.tensor[:1].expand(len(store), -1, -1, -1).contiguous()))
     loader = PairLoader(same, recipe, 12)
     views = [view for e in range(2) for batch in loader.epoch(e) for side in batch.sides for view in side]
     rows = torch.cat(views).flatten(1)
@@ -250,28 +258,28 @@ def test_a_state_without_clusters() -> None:
     loader = PairLoader(build_store(), get_recipe("mimv"), 12, "cluster-balanced")
     resumed = PairLoader(build_store(), get_recipe("mimv"), 12, "cluster-balanced")
     resumed.load_state_dict(loader.state_dict())
-    assert resumed.clusters is None
-    assert torch.equal(resumed.epoch_indices(0), loader.epoch_indices(0))
+    assert resumed.sampler.clusters is None
+    assert torch.equal(resumed.sampler.epoch_indices(0), loader.sampler.epoch_indices(0))
 
 
 def test_clusters_take_effect_with_the_next_epoch() -> None:
     clusters = (torch.arange(50) > 0).long()  # one image alone: half of the draws are that one
     loader = PairLoader(build_store(), get_recipe("mimv"), 10, "cluster-balanced", "cluster-balanced")
     uniform = PairLoader(build_store(), get_recipe("mimv"), 10)
-    assert torch.equal(loader.epoch_indices(0), uniform.epoch_indices(0))
+    assert torch.equal(loader.sampler.epoch_indices(0), uniform.sampler.epoch_indices(0))
     running = loader.epoch(0)
     begun = [next(running)]
     loader.set_clusters(clusters)
     assert_equal(begun + list(running), list(uniform.epoch(0)))
     indices = torch.stack([batch.indices for batch in loader.epoch(1)])
     assert 10 < (indices[:, 0] == 0).sum() < 40
-    assert not torch.equal(loader.epoch_indices(1), uniform.epoch_indices(1))
+    assert not torch.equal(loader.sampler.epoch_indices(1), uniform.sampler.epoch_indices(1))
 
 
 def test_a_store_that_is_not_resident_gives_the_same_batches() -> None:
     store = build_store()
     for micro in (1, 2):
-        batches = list(build_loader(replace(store, resident=False), micro_batches=micro).epoch(0, start_step=1))
+        batches = list(build_loader(on_host(store), micro_batches=micro).epoch(0, start_step=1))
         assert_equal(batches, list(build_loader(store, micro_batches=micro).epoch(0, start_step=1)))
 
 
@@ -281,7 +289,7 @@ def test_the_normalised_view_is_the_image(channels: int) -> None:
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (store.mean, store.std))
     for batch in build_loader(store, "mimv").epoch(0):
         for slot, view in ((0, batch.sides[0][0]), (1, batch.sides[1][1])):
-            pixels = store.images[batch.indices[slot]].permute(0, 3, 1, 2).double() / 255
+            pixels = store.images.tensor[batch.indices[slot]].permute(0, 3, 1, 2).double() / 255
             torch.testing.assert_close(view.double(), (pixels - mean) / std, rtol=0, atol=2e-6)
 
 
@@ -292,7 +300,7 @@ def test_a_view_used_twice_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(args)
         return render(*args, **kwargs)
 
-    monkeypatch.setattr(loader_module, "render", counted)
+    monkeypatch.setattr(views_module, "render", counted)
     whole, hard = View(0, ViewPolicy(), label="N(x)"), View(1, HARD, label="A(y)")
     recipe = Recipe("own", ((whole, hard), (View(0, ViewPolicy(), label="again"), View(0, HARD)), (hard,)))
     batch = next(PairLoader(build_store(), recipe, 12).epoch(0))
@@ -339,7 +347,9 @@ def refuse(name: str) -> Callable[..., None]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kornia_backend, "on_host", lambda images: False)  # as on a GPU
+    for module in (kornia_backend, *vars(operations).values()):
+        if hasattr(module, "on_host"):
+            monkeypatch.setattr(module, "on_host", lambda images: False)  # as on a GPU
     loader = build_loader(name=name, sampler="class-balanced", partner="effective-number", micro_batches=2)
     running: Iterator[PairBatch] = loader.epoch(0)
     next(running)
@@ -363,7 +373,7 @@ def bad_loader(**settings: Any) -> PairLoader:
         ({"world_size": 3}, "batch size 10 does not divide by 3 processes x 1 micro-batches"),
         ({"world_size": 2, "micro_batches": 2}, "batch size 10 does not divide by 2 processes x 2 micro-batches"),
         ({"sampler": "clas-balanced"}, "unknown sampler 'clas-balanced': did you mean class-balanced"),
-        ({"partner": "unifrom"}, "unknown sampler 'unifrom': did you mean uniform"),
+        ({"partner": "unifrom"}, "unknown partner sampler 'unifrom': did you mean uniform"),
         ({"backend": "pil"}, "unknown backend 'pil': choose from kornia, dali"),
         ({"recipe": get_recipe("mimv", hard=replace(HARD, size=32))}, r"view N\(x\) of 32 pixels is larger than"),
         ({"recipe": get_recipe("multi-crop", local=replace(HARD, size=17))}, r"view L1\(x\) of 17 pixels is larger"),
@@ -376,7 +386,7 @@ def bad_loader(**settings: Any) -> PairLoader:
 )
 def test_bad_settings_end_in_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        bad_loader(**settings).epoch_indices(0)
+        bad_loader(**settings).sampler.epoch_indices(0)
     assert "\n" not in str(error.value)
 
 
@@ -384,7 +394,9 @@ def test_bad_settings_end_in_one_line(settings: dict[str, Any], message: str) ->
 @pytest.mark.parametrize("sampler", ["class-balanced", "square-root", "effective-number", "progressive"])
 def test_a_class_without_image_needs_the_uniform_sampler(sampler: str, which: str) -> None:
     store = build_store(counts=(12, 0, 8))
-    with pytest.raises(InputError, match=r"class 1 \(class 1\) of noise has no image") as error:
+    with pytest.raises(
+        InputError, match=f"class 1 has no image, which the label-reading sampler {sampler} needs: use the uniform"
+    ) as error:
         bad_loader(store=store, **{which: sampler})
     assert "\n" not in str(error.value)
     bad_loader(store=store, **{which: "cluster-balanced"})
@@ -398,20 +410,19 @@ def test_clusters_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_an_unknown_backend_of_render() -> None:
-    batch = build_store().images[:2]
+    batch = build_store().images.tensor[:2]
     with pytest.raises(InputError, match="unknown backend 'pil': choose from kornia, dali"):
         render(batch, ViewParams(None, (0.5,) * 3, (0.5,) * 3), backend="pil")
 
 
-@pytest.mark.gpu
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_pairs_on_cuda(sampler: str) -> None:
     store = build_store()
     device = torch.device("cuda", 0)
-    on_cuda = replace(store, images=store.images.to(device), labels=store.labels.to(device), device=device)
-    pinned = replace(on_cuda, images=store.images.pin_memory(), resident=False)
+    on_cuda = moved_to(store, device)
+    pinned = replace(on_cuda, images=HostImages(store.images.tensor.pin_memory(), device))
     expected = list(build_loader(store, sampler=sampler, partner=sampler).epoch(1))
     for moved in (on_cuda, pinned):
         got = list(build_loader(moved, sampler=sampler, partner=sampler).epoch(1))
@@ -429,11 +440,11 @@ def test_views_are_those_of_one_draw_per_step(
     together: int, micro: int, rank: int, world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many steps are drawn together; by a loop over steps and micro-batches with the public functions."""
-    monkeypatch.setattr(loader_module, "DRAWN_TOGETHER", together)
+    monkeypatch.setattr(views_module, "DRAWN_TOGETHER", together)
     split: dict[str, Any] = {"micro_batches": micro, "rank": rank, "world_size": world}
     loader = build_loader(name="amimv-views", seed=5, **split)
     share = 12 // (micro * world)
-    everything = build_loader(name="amimv-views", seed=5).epoch_indices(3)
+    everything = build_loader(name="amimv-views", seed=5).sampler.epoch_indices(3)
     batches = iter(loader.epoch(3, 1))
     for step in range(1, loader.steps_per_epoch):
         for m in range(micro):
@@ -504,7 +515,7 @@ def test_dali_cannot_be_compiled() -> None:
 def test_a_compiled_loader_on_cuda() -> None:
     """CUDA graphs: the same views as without, and a batch that is kept is not written over by the next one."""
     store = build_store()
-    moved = replace(store, images=store.images.cuda(), labels=store.labels.cuda(), device=torch.device("cuda", 0))
+    moved = moved_to(store, torch.device("cuda", 0))
     compiled = list(build_loader(moved, name="amimv", compile=True).epoch(0))
     eager = list(build_loader(moved, name="amimv").epoch(0))
     for a, b in zip(compiled, eager, strict=True):

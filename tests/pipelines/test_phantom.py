@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines import phantom
-from amimv.pipelines.phantom import (
+from amimv.pipelines.rng import Key, Stream
+from amimv.pipelines.sources import phantom
+from amimv.pipelines.sources.phantom import (
     CLASS_NAMES,
     TEST_PER_CLASS,
     TRAIN_COUNTS,
@@ -14,7 +15,6 @@ from amimv.pipelines.phantom import (
     draw_counts,
     generate_phantom,
 )
-from amimv.pipelines.rng import Key, Stream
 
 FEW = (5,) * len(CLASS_NAMES)
 PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))

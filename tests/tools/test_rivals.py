@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ from torch import Tensor
 
 from amimv import InputError
 from amimv.pipelines import HARD, ImageStore, Key, ViewPolicy, draw_view_params, render
-from amimv.pipelines.params import blur_window
-from amimv.pipelines.phantom import generate_phantom
-from amimv.pipelines.pixels import channel_statistics
+from amimv.pipelines.operations.blur import blur_window
+from amimv.pipelines.sources.phantom import generate_phantom
 from amimv.tools import rivals
 from amimv.tools.rivals import RIVALS, Rival, Views, dali_pil_views, kornia_views, lightly_views
 
@@ -25,6 +25,7 @@ from amimv.tools.rivals import RIVALS, Rival, Views, dali_pil_views, kornia_view
 KINDS = [r for r in RIVALS if (r.threads == "workers") == (r.module == "lightly")]
 OPEN = Callable[..., Iterator[Views]]
 PLAIN = ViewPolicy()
+STRENGTHS = SimpleNamespace(**HARD.settings())
 
 
 def by_name(rival: Rival) -> str:
@@ -33,9 +34,7 @@ def by_name(rival: Rival) -> str:
 
 def build_store(images: Tensor) -> ImageStore:
     """A store of ``(N, H, W, C)`` ``uint8`` images without classes."""
-    mean, std = channel_statistics(images)
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    return ImageStore(images, labels, "made up", "train", ("a",), "multi-class", images.device, mean, std)
+    return ImageStore.from_arrays(images, name="made up", device=images.device)
 
 
 def phantom(size: int = 28, channels: int = 3) -> ImageStore:
@@ -141,7 +140,7 @@ def test_nothing_drawn_is_the_normalised_image_once_an_epoch(rival: Rival, chann
 @pytest.mark.parametrize("operation", ["hflip", "grey_p"])
 @pytest.mark.parametrize("rival", KINDS, ids=by_name)
 def test_flip_and_greyscale_are_ours(rival: Rival, operation: str, opened: OPEN) -> None:
-    policy = replace(PLAIN, hflip=1.0) if operation == "hflip" else replace(PLAIN, grey_p=1.0)
+    policy = PLAIN.changed(**{operation: 1.0})
     store = phantom()
     ours = rendered(store, policy)
     first, second = next(opened(rival, store, 16, policy=policy))
@@ -162,8 +161,8 @@ def cropped(store: ImageStore, views: Tensor) -> tuple[Tensor, Tensor]:
 def crops_that_fit() -> tuple[Tensor, Tensor]:
     """Areas and logarithms of the ratio, drawn as ours but drawn again instead of cut."""
     draws = torch.rand(2, 20000, dtype=torch.float64)
-    area = HARD.crop[0] + (HARD.crop[1] - HARD.crop[0]) * draws[0]
-    low, high = (math.log(r) for r in HARD.ratio)
+    area = STRENGTHS.crop_min + (STRENGTHS.crop_max - STRENGTHS.crop_min) * draws[0]
+    low, high = (math.log(r) for r in STRENGTHS.crop_ratio)
     ratio = low + (high - low) * draws[1]
     fits = ((area * ratio.exp()) <= 1) & ((area / ratio.exp()) <= 1)
     return area[fits], ratio[fits]
@@ -174,7 +173,7 @@ def test_crops_and_flips_are_as_strong_and_as_frequent(rival: Rival, opened: OPE
     ramp = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(64, 64)
     image = torch.stack([ramp, ramp.T, ramp], dim=2)
     store = build_store(image.expand(256, 64, 64, 3).contiguous())
-    policy = replace(PLAIN, crop=HARD.crop, ratio=HARD.ratio, hflip=HARD.hflip)
+    policy = PLAIN.changed(crop_min=STRENGTHS.crop_min, crop_ratio=STRENGTHS.crop_ratio, hflip=STRENGTHS.hflip)
     views = torch.cat(next(opened(rival, store, 256, policy=policy)))
     width, height = cropped(store, views)
     expected_area, expected_ratio = crops_that_fit()
@@ -217,8 +216,8 @@ JITTERS: dict[str, tuple[tuple[int, int, int], Callable[[Tensor], Tensor], float
 @pytest.mark.parametrize("rival", KINDS, ids=by_name)
 def test_jitter_is_as_strong_and_as_frequent(rival: Rival, operation: str, opened: OPEN) -> None:
     """Uniform in 1 - v to 1 + v (hue: -v to v) for four images in five, else unchanged."""
-    strength = getattr(HARD, operation)
-    policy = replace(PLAIN, jitter_p=HARD.jitter_p, **{operation: strength})
+    strength = getattr(STRENGTHS, operation)
+    policy = PLAIN.changed(jitter_p=STRENGTHS.jitter_p, **{operation: strength})
     if operation == "contrast":  # about 128, which is each image's mean, the data set's, and mid-grey
         stripes = torch.full((256, 28, 28, 3), 100, dtype=torch.uint8)
         stripes[:, ::2] = 156
@@ -234,13 +233,15 @@ def test_jitter_is_as_strong_and_as_frequent(rival: Rival, operation: str, opene
     assert abs(drawn.mean()) < 0.15 * strength
     assert drawn.abs().max() < 1.15 * strength
     assert drawn.abs().max() > 0.9 * strength
-    assert drawn.std() == pytest.approx(math.sqrt(HARD.jitter_p / 3) * strength, rel=0.18)
+    assert drawn.std() == pytest.approx(math.sqrt(STRENGTHS.jitter_p / 3) * strength, rel=0.18)
     assert 0.12 < (drawn.abs() < 0.02 * strength).float().mean() < 0.33
 
 
 @pytest.mark.parametrize("rival", KINDS, ids=by_name)
 def test_greyscale_is_as_frequent(rival: Rival, opened: OPEN) -> None:
-    views = torch.cat(next(opened(rival, constant((160, 100, 40)), 256, policy=replace(PLAIN, grey_p=HARD.grey_p))))
+    views = torch.cat(
+        next(opened(rival, constant((160, 100, 40)), 256, policy=PLAIN.changed(grey_p=STRENGTHS.grey_p)))
+    )
     grey = (views.amax((1, 2, 3)) - views.amin((1, 2, 3))) < 2
     assert 0.12 < grey.float().mean() < 0.28
 
@@ -252,9 +253,9 @@ def test_blur_is_as_strong_and_as_frequent(rival: Rival, size: int, opened: OPEN
     images = torch.zeros(256, size, size, 3, dtype=torch.uint8)
     images[:, size // 2, size // 2] = 255
     store = in_levels(build_store(images))
-    policy = replace(PLAIN, blur_p=HARD.blur_p, blur_sigma=HARD.blur_sigma)
+    policy = PLAIN.changed(blur_p=STRENGTHS.blur_p, blur_sigma=STRENGTHS.blur_sigma)
     views = torch.cat(next(opened(rival, store, 256, policy=policy))) / 255
-    low, high = HARD.blur_sigma
+    low, high = STRENGTHS.blur_sigma
     peak = views[:, 0, size // 2, size // 2]
     offsets = torch.arange(blur_window(size)) - blur_window(size) // 2
     kernel = torch.exp(-0.5 * (offsets / torch.linspace(low, high, 2000)[:, None]) ** 2)
@@ -317,7 +318,7 @@ def test_a_batch_larger_than_the_store_is_refused(rival: Rival) -> None:
 def test_images_that_are_not_in_memory_are_refused(rival: Rival) -> None:
     pytest.importorskip(rival.module, reason=f"{rival.module} is not installed")
     elsewhere: Any = object()
-    with pytest.raises(InputError, match=r"^made up is read from files.*in memory$"):
+    with pytest.raises(InputError, match=r"^made up is not on the device as a whole: give a .* its memory$"):
         rival.batches(replace(phantom(), images=elsewhere), 16, 0)
 
 

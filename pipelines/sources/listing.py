@@ -1,4 +1,7 @@
-"""What lies in a folder of images: splits, classes, files, and what is left out of it. No file is opened."""
+"""What lies in a folder of images: splits, classes, files, and what is left out of it.
+
+No file is opened, but those without an ending of their own, which may be DICOM.
+"""
 
 import os
 import unicodedata
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from amimv import InputError
-from amimv.pipelines.labels import shortened
+from amimv.pipelines.sources.labels import shortened
 
 SPLITS = ("train", "val", "test")
 #: What folders of splits are called, in any case.
@@ -17,10 +20,15 @@ SPLIT_NAMES = {
     **{"test": "test", "testing": "test"},
 }
 #: The files that are images, by the end of their names in lower case.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-LAYOUT = "expected PATH/train/CLASS/*.png (.jpg, .tif, .bmp, .webp), likewise val and test"
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
+LAYOUT = "expected PATH/train/CLASS/*.png (.jpg, .tif, .bmp, .webp, .dcm), likewise val and test"
 #: Kinds of what lies in a folder, besides the ends of other files' names.
 IMAGE, FOLDER, HIDDEN = "image", "folder", "hidden"
+IMAGES_BESIDE = "image(s) beside the folders"
+
+
+class NoSplit(InputError):
+    """The data have no such split."""
 
 
 class FolderSplit(NamedTuple):
@@ -48,7 +56,10 @@ def list_folder(folder: Path, split: str) -> FolderSplit:
 
     The splits' folders are called as in ``SPLIT_NAMES``, in any case. The classes are the sub-folders of all splits
     together that hold images, sorted; names that differ in case only, between splits, are one class. Taken are the
-    files whose names end in one of ``EXTENSIONS``, in any case, sorted. Links are followed, into no folder twice.
+    files whose names end in one of ``EXTENSIONS``, in any case, or have no ending and DICOM's mark, sorted. Links are
+    followed, into no folder twice.
+
+    Where no sub-folder of a split holds images, those in its own folder are taken, and have no classes.
 
     Raises:
         InputError: if there is no such folder or split, two folders for a split or a class, fewer than two classes,
@@ -56,7 +67,7 @@ def list_folder(folder: Path, split: str) -> FolderSplit:
     """
     tops = _split_folders(folder)
     if split not in tops:
-        raise InputError(f"{folder} has no split {split!r} ({_splits_told(folder, tops)}): {LAYOUT}")
+        raise NoSplit(f"{folder} has no split {split!r} ({_splits_told(folder, tops)}): {LAYOUT}")
     places = {name: _class_folders(top) for name, top in tops.items()}
     found = {key: _walk(place) for key, place in places[split].items()}
     names = _class_names(places, split, {key for key, inside in found.items() if inside.images})
@@ -64,6 +75,11 @@ def list_folder(folder: Path, split: str) -> FolderSplit:
     if empty := [place.name for key, place in places[split].items() if key not in names]:
         left_out[f"folder(s) without images ({shortened(empty, 3)})"] += len(empty)
     told = f" (left out: {_told(left_out)})" if left_out else ""
+    title = folder.resolve().name
+    remarks = _layout_remarks(folder, title, tops, places) if split == next(iter(tops)) else []
+    flat = [entry.path for entry in _scan(tops[split]) if _kind(entry) == IMAGE]
+    if flat and not any(inside.images for inside in found.values()):
+        return FolderSplit(tuple(flat), (), (), (*remarks, *_flat_remarks(folder, tops, split)))
     if len(names) < 2:
         got = (
             f"one class folder with images ({', '.join(names.values())})" if names else "no class folders with images"
@@ -73,8 +89,6 @@ def list_folder(folder: Path, split: str) -> FolderSplit:
     images = [(str(path), label) for label, key in enumerate(keys) if key in found for path in found[key].images]
     if not images:
         raise InputError(f"{tops[split]} has no {', '.join(EXTENSIONS)} file in its class folders{told}")
-    title = folder.resolve().name
-    remarks = _layout_remarks(folder, title, tops, places) if split == next(iter(tops)) else []
     if left_out:
         remarks.append(f"{title}, {split}: left out {_told(left_out)}")
     paths, labels = zip(*images, strict=True)
@@ -135,6 +149,16 @@ def _class_names(places: dict[str, dict[str, Path]], split: str, with_images: se
     return {key: name for key, name in names.items() if key in classes}
 
 
+def _flat_remarks(folder: Path, tops: dict[str, Path], split: str) -> list[str]:
+    """What is left out of a split without class folders."""
+    left_out = _beside(tops[split])
+    del left_out[IMAGES_BESIDE]
+    empty = [name for name in _folder_names(tops[split]) if name.lower() not in SPLIT_NAMES]
+    if empty:
+        left_out[f"folder(s) without images ({shortened(empty, 3)})"] += len(empty)
+    return [f"{folder.resolve().name}, {split}: left out {_told(left_out)}"] if left_out else []
+
+
 def _layout_remarks(folder: Path, title: str, tops: dict[str, Path], places: dict[str, dict[str, Path]]) -> list[str]:
     """What lies beside the splits, and classes whose names differ between splits."""
     remarks = []
@@ -164,7 +188,7 @@ def _beside(top: Path) -> Counter[str]:
     """What lies beside the folders in it."""
     kinds = Counter(kind for kind in map(_kind, _scan(top)) if kind != FOLDER)
     if images := kinds.pop(IMAGE, 0):
-        kinds["image(s) beside the folders"] = images
+        kinds[IMAGES_BESIDE] = images
     return kinds
 
 
@@ -225,7 +249,20 @@ def _kind(entry: os.DirEntry[str]) -> str:
     except OSError:  # a link to itself
         return "broken link(s)"
     suffix = Path(entry.name).suffix.lower()
-    return IMAGE if suffix in EXTENSIONS else suffix or "without an ending"
+    if suffix in EXTENSIONS or ((not suffix or suffix[1:].isdigit()) and _is_dicom(entry)):
+        return IMAGE
+    return suffix or "without an ending"
+
+
+def _is_dicom(entry: os.DirEntry[str]) -> bool:
+    """By the mark after the first 128 bytes; their names are often unique identifiers, such as 1.2.840.10008. The
+    directory of a medium has the mark, and no image.
+    """
+    try:
+        with open(entry.path, "rb") as file:
+            return file.read(132)[128:] == b"DICM" and entry.name.upper() != "DICOMDIR"
+    except OSError:
+        return False
 
 
 def _told(kinds: Counter[str]) -> str:

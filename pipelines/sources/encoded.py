@@ -1,12 +1,14 @@
 """Images that stay in their files: read and decoded batch by batch with NVIDIA DALI.
 
-For images that do not fit into memory: only the paths are held. The files are read by a few threads, decoded by
-DALI's (on a GPU by the GPU), and `EncodedImages.stream` does so ahead of whoever takes the batches.
+For images that do not fit into memory, and to decode those that do: only the paths are held. The files are read by a
+few threads, decoded by DALI's (on a GPU by the GPU), and `EncodedImages.stream` does so ahead of whoever takes the
+batches.
 """
 
+import math
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,15 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError, usable_cores
-from amimv.pipelines.image_files import (
-    DECODED,
-    LOOKED_AT,
-    check_header,
-    read_header,
-    rewrite,
-    sixteen_bits_told,
-)
+from amimv import InputError, first_line, usable_cores
+from amimv.pipelines.images import Parts, on_the_host
+from amimv.pipelines.sources.dicom import is_dicom
+from amimv.pipelines.sources.image_files import LOOKED_AT, check_depth, check_header, read_header, rewrite
 
 #: Batches that are read and decoded before they are asked for.
 AHEAD = 2
@@ -51,59 +48,70 @@ def _dali() -> tuple[Any, Any]:
 class EncodedImages:
     """Images that lie in files, and how they are decoded.
 
-    JPEG, PNG, TIFF (of several pages the first), BMP or WebP; what DALI does not decode, PIL does. Each is decoded to
-    RGB, or to grey where ``channels`` is 1 (transparency is dropped), turned as its EXIF orientation says, resized to
-    ``size`` along its shorter side (linear, antialiased) and cropped to the square in the middle.
+    JPEG, PNG, TIFF (of several pages the first), BMP or WebP; what DALI does not decode, PIL does, and pydicom DICOM
+    (see `sources.dicom`). Each is decoded to RGB, or to grey where ``channels`` is 1 (transparency is dropped), turned
+    as its EXIF orientation says, resized to ``size`` along its shorter side (linear, antialiased) and cropped to the
+    square in the middle.
 
     Attributes:
         paths: of the files, N.
         size: height and width of the decoded images in pixels.
         channels: 1 or 3.
         device: where the decoded images are wanted; on a CUDA device they are decoded there.
-        sixteen_bits: whether images of 16 bits are reduced to 8, or refused.
+        dtype: ``uint16`` of files of 16 bits, ``uint8`` of all others; a file of the other kind is refused.
     """
 
     paths: tuple[str, ...] = field(repr=False)
     size: int
     channels: int
     device: torch.device
-    sixteen_bits: bool = False
+    dtype: torch.dtype = torch.uint8
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """``(N, size, size, channels)``, as of the tensor of all images."""
         return (len(self.paths), self.size, self.size, self.channels)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all images, decoded."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def decoded(self) -> bool:
+        return False
+
     def subset(self, indices: Tensor) -> "EncodedImages":
         """The images ``indices`` (``(M,)`` ``int64``, on any device)."""
         return replace(self, paths=tuple(self.paths[i] for i in indices.tolist()))
 
-    def read(self, indices: Tensor) -> Tensor:
-        """The images ``indices``: ``(...)`` ``int64``, on any device, to ``(..., size, size, C)`` ``uint8``.
+    def gather(self, indices: Tensor) -> Tensor:
+        """The images ``indices``: ``(...)`` ``int64``, on any device, to ``(..., size, size, C)``; read and
+        decoded while the caller waits.
 
         Raises:
             InputError: DALI is not installed, or a file cannot be read or decoded.
         """
-        return next(self.stream([indices.cpu()]))
+        return next(self.stream(indices[None]))
 
-    def stream(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    def stream(self, parts: Parts) -> Iterator[Tensor]:
         """The images of one part after the other, ``AHEAD`` of them read and decoded while the last one is used.
 
         Memory holds so many batches, their files, and ``CHUNK`` images in full size. The threads behind it end with
         the iterator, or when that is closed or dropped.
 
         Args:
-            parts: indices ``(...)`` ``int64``, on the host.
+            parts: see `Images.stream`.
 
         Yields:
-            ``(..., size, size, C)`` ``uint8`` on ``device``, in the order of the parts.
+            ``(..., size, size, C)`` on ``device``, in the order of the parts.
 
         Raises:
             InputError: DALI is not installed, or a file cannot be read or decoded.
         """
         with _borrowed(self.device) as engine, _threads(1, "decode") as decoder, _threads(READERS, "read") as readers:
             coming: deque[Future[_Decoded]] = deque()
-            for part in parts:
+            for part in on_the_host(parts):
                 paths = [self.paths[i] for i in part.flatten().tolist()]
                 files = [readers.submit(_read_file, path) for path in paths]
                 shape = (*part.shape, *self.shape[1:])
@@ -117,7 +125,7 @@ class EncodedImages:
         self, engine: "_Engine", paths: list[str], files: "list[Future[np.ndarray]]", shape: tuple[int, ...]
     ) -> "_Decoded":
         with torch.cuda.stream(engine.stream), _dali()[0].EvalMode.sync_cpu, engine.context:
-            out = torch.empty((len(paths), *self.shape[1:]), dtype=torch.uint8, device=self.device)
+            out = torch.empty((len(paths), *self.shape[1:]), dtype=self.dtype, device=self.device)
             for start in range(0, len(paths), CHUNK):
                 stop = start + CHUNK
                 encoded = [file.result() for file in files[start:stop]]
@@ -128,8 +136,9 @@ class EncodedImages:
     def _decode_chunk(self, paths: list[str], encoded: list[np.ndarray]) -> Tensor:
         for i, (path, file) in enumerate(zip(paths, encoded, strict=True)):
             header = read_header(file)
-            check_header(header, path, self.sixteen_bits)
-            if not header.plain and header.bits <= 8:
+            check_header(header, path)
+            check_depth(header, path, self.dtype)
+            if not header.plain:
                 encoded[i] = _rewritten(path, file)
         try:
             return self._decode_files(encoded)
@@ -147,11 +156,12 @@ class EncodedImages:
         ndd, types = _dali()
         where, side = "gpu" if self.device.type == "cuda" else "cpu", self.size
         colour = types.GRAY if self.channels == 1 else types.RGB
+        kind = types.UINT16 if self.dtype == torch.uint16 else types.UINT8
         files = ndd.as_batch(encoded)
         # A header that DALI cannot read must fail here: in its decoder the rest of the batch would outlive the failure
         # and write where it may no longer.
         ndd.peek_image_shape(files)
-        images = ndd.decoders.image(files, device=where, output_type=colour)
+        images = ndd.decoders.image(files, device=where, output_type=colour, dtype=kind)
         return ndd.resize_crop_mirror(images, resize_shorter=side, crop=(side, side), antialias=True).torch()
 
 
@@ -159,8 +169,10 @@ def _rewritten(path: str, file: np.ndarray) -> np.ndarray:
     try:
         return rewrite(file)
     except ValueError as error:
+        reason = f" ({first_line(error)[:100]})" if is_dicom(file) else ""
         raise InputError(
-            f"{path} cannot be decoded as an image: it is damaged or of another kind than JPEG, PNG, TIFF, BMP, WebP"
+            f"{path} cannot be decoded as an image{reason}: "
+            "it is damaged or of another kind than JPEG, PNG, TIFF, BMP, WebP, DICOM"
         ) from error
 
 
@@ -237,7 +249,7 @@ def _read_file(path: str) -> np.ndarray:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def inspect_files(paths: tuple[str, ...], title: str) -> tuple[bool, list[str]]:
+def inspect_files(paths: tuple[str, ...], title: str) -> tuple[torch.dtype, int, list[str]]:
     """Look at the headers of an evenly spaced sample of at most ``LOOKED_AT`` image files.
 
     Args:
@@ -245,47 +257,28 @@ def inspect_files(paths: tuple[str, ...], title: str) -> tuple[bool, list[str]]:
         title: begins the remarks.
 
     Returns:
-        Whether images of 16 bits are among them, and remarks on what would be lost unseen.
+        The type that holds their values, the channels to decode them to (3 of 8 bits, as these may mean anything; of
+        16 bits what the files have), and remarks on what would be lost unseen.
 
     Raises:
-        InputError: if 8 bits would keep too little of them, or a file cannot be read.
+        InputError: some have 16 bits and others 8, a file cannot be read, or its values are none that a store holds.
     """
     n = len(paths)
     chosen = [paths[i * n // min(n, LOOKED_AT)] for i in range(min(n, LOOKED_AT))]
-    deep: list[str] = []
-    pages = 0
     with _threads(READERS, "read") as readers:
-        for path, file in zip(chosen, readers.map(_read_file, chosen), strict=True):
-            header = read_header(file)
-            check_header(header, path, sixteen_bits=True)
-            pages += header.pages > 1
-            deep += [path] * (header.bits > 8)
+        headers = [read_header(file) for file in readers.map(_read_file, chosen)]
+    for path, header in zip(chosen, headers, strict=True):
+        check_header(header, path)
     remarks = []
-    if pages:
+    if pages := sum(header.pages > 1 for header in headers):
         remarks.append(
             f"{title}: {pages} of {len(chosen)} files looked at have more than one page, of which the first is taken"
         )
-    if images := _decode_wide(deep[:: -(-len(deep) // DECODED) or 1]):
-        told, enough = sixteen_bits_told(images)
-        line = f"{title}: {len(deep)} of {len(chosen)} images looked at have 16 bits, {told}"
-        if not enough:
-            raise InputError(f"{line}: rescale them to 8 bits, or to 0..65535")
-        remarks.append(f"{line}: they are reduced to 8 bits")
-    return bool(deep), remarks
-
-
-def _decode_wide(paths: list[str]) -> list[np.ndarray]:
-    """Images of 16 bits as they are, ``(H, W, C)`` ``uint16``; what is damaged is left to whoever wants it."""
-    if not paths:
-        return []
-    ndd, types = _dali()
-    images = []
-    with _borrowed(torch.device("cpu")) as engine, ndd.EvalMode.sync_cpu, engine.context:
-        for path in paths:
-            batch = ndd.as_batch([_read_file(path)])
-            try:
-                decoded = ndd.decoders.image(batch, device="cpu", output_type=types.ANY_DATA, dtype=types.UINT16)
-                images.append(np.asarray(decoded.tensors[0]))
-            except RuntimeError:
-                continue
-    return images
+    deep = sum(header.bits > 8 for header in headers)
+    if 0 < deep < len(chosen):
+        raise InputError(
+            f"{title}: {deep} of {len(chosen)} images looked at have 16 bits, the others 8, "
+            "so that their values cannot be compared: convert one kind to the other"
+        )
+    grey = deep and all(header.samples < 3 for header in headers)
+    return torch.uint16 if deep else torch.uint8, 1 if grey else 3, remarks

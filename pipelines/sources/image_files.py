@@ -5,18 +5,18 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from amimv import InputError
+from amimv.pipelines.sources.dicom import first_frame, is_dicom, samples_and_frames
 
 #: Images, evenly spaced, whose headers are looked at when a folder is loaded.
 LOOKED_AT = 256
-#: Of these, images of 16 bits that are decoded for the range of their values.
-DECODED = 16
-#: Grey levels that 8 bits must keep of an image of 16, or the folder is refused: twelve bits in sixteen keep 17.
-LEAST_LEVELS = 64
 #: TIFF's tags: bits, photometric interpretation, samples per pixel, planar configuration, sample format.
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, FORMAT = 258, 262, 277, 284, 339
+#: Values a pixel of PNG's colour types.
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 #: PIL's modes of 8 bits at most; of others it would cut the values off.
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
@@ -29,12 +29,14 @@ class Header(NamedTuple):
         unsigned: whether the values are whole numbers from 0.
         pages: images in the file, if more than one then 2.
         plain: whether DALI decodes it right.
+        samples: values a pixel, where PNG, TIFF or DICOM say so.
     """
 
     bits: int = 8
     unsigned: bool = True
     pages: int = 1
     plain: bool = True
+    samples: int = 1
 
 
 def read_header(content: np.ndarray) -> Header:
@@ -42,12 +44,22 @@ def read_header(content: np.ndarray) -> Header:
     start = content[:8].tobytes()
     try:
         if start == b"\x89PNG\r\n\x1a\n":
-            return Header(bits=int(content[24]))
+            return Header(bits=int(content[24]), samples=PNG_SAMPLES[int(content[25])])
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return _tiff_header(content)
+        if is_dicom(content):
+            return _dicom_header(content)
     except (struct.error, IndexError, KeyError):
         pass
     return Header()
+
+
+def _dicom_header(content: np.ndarray) -> Header:
+    try:
+        samples, frames = samples_and_frames(content)
+    except ValueError:
+        return Header(16, plain=False)
+    return Header(16 if samples == 1 else 8, pages=min(frames, 2), plain=False, samples=samples)
 
 
 def _tiff_header(content: np.ndarray) -> Header:
@@ -77,52 +89,50 @@ def _tiff_header(content: np.ndarray) -> Header:
         unsigned=tags.get(FORMAT, 1) == 1,
         pages=2 if read(word, first + entries * entry_length) else 1,
         plain=plain and tags.get(SAMPLES, 1) != 2,
+        samples=tags.get(SAMPLES, 1),
     )
 
 
-def check_header(header: Header, path: str, sixteen_bits: bool) -> None:
+def check_header(header: Header, path: str) -> None:
     """Raise an `InputError` for values that would be cut off or coarsened unseen."""
     if not header.unsigned or (header.bits > 8 and header.bits != 16):
         kind = "whole numbers" if header.unsigned else "signed numbers or floats"
-        raise InputError(f"{path} has {kind} of {header.bits} bits: convert it to 8 bits, 0 to 255")
-    if header.bits > 8 and not sixteen_bits:
-        raise InputError(
-            f"{path} has {header.bits} bits, which none of the images had that were looked at first: convert it to 8"
-        )
+        raise InputError(f"{path} has {kind} of {header.bits} bits: convert it to 8 bits or 16, from 0 on")
+
+
+def check_depth(header: Header, path: str, dtype: torch.dtype) -> None:
+    """Raise an `InputError` for an image that is not of ``dtype``'s bits."""
+    if (header.bits > 8) != (dtype == torch.uint16):
+        got, others = (16, 8) if header.bits > 8 else (8, 16)
+        raise InputError(f"{path} has {got} bits, while the images looked at first have {others}: convert it")
 
 
 def rewrite(content: np.ndarray) -> np.ndarray:
-    """An image file of at most 8 bits, decoded by PIL, as a BMP (grey or RGB, turned as its EXIF says).
+    """An image file that DALI does not decode, decoded and turned as its EXIF says, as one that it does.
 
     Raises:
-        ValueError: if PIL cannot decode it either.
+        ValueError: if it cannot be decoded so either.
     """
+    buffer = io.BytesIO()
+    if is_dicom(content):
+        Image.fromarray(first_frame(content)).save(buffer, format="TIFF")
+        return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
     try:
         with Image.open(io.BytesIO(content.tobytes())) as image:
-            if image.mode not in EIGHT_BITS:
+            if image.mode.startswith("I;16"):
+                _sixteen_bits(image).save(buffer, format="TIFF")
+            elif image.mode in EIGHT_BITS and read_header(content).bits <= 8:  # else PIL cuts colours to 8
+                turned = ImageOps.exif_transpose(image)
+                turned.convert("L" if image.mode in ("1", "L", "LA") else "RGB").save(buffer, format="BMP")
+            else:
                 raise ValueError(f"its pixels are of PIL's mode {image.mode}")
-            turned = ImageOps.exif_transpose(image)
-            buffer = io.BytesIO()
-            turned.convert("L" if image.mode in ("1", "L", "LA") else "RGB").save(buffer, format="BMP")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
 
 
-def grey_levels(image: np.ndarray) -> tuple[int, int, int]:
-    """Of the values of an image of 16 bits: lowest and highest, but for one in a thousand, and the levels 8 bits keep.
-
-    Args:
-        image: ``(H, W, C)`` ``uint16``; of a large one every so many pixels are looked at.
-    """
-    step = max(1, min(image.shape[:2]) // 256)
-    low, high = np.percentile(image[::step, ::step], [0.1, 99.9])
-    return int(low), int(high), int((high - low) / 257) + 1
-
-
-def sixteen_bits_told(images: list[np.ndarray]) -> tuple[str, bool]:
-    """The range of images of 16 bits, as part of a line, and whether 8 bits keep enough of it; at least one image."""
-    lows, highs, levels = zip(*map(grey_levels, images), strict=True)
-    kept = sorted(levels)[len(levels) // 2]
-    told = f"values {min(lows)} to {max(highs)} of 65535, of which 8 bits keep {kept} grey levels in most images"
-    return told, kept >= LEAST_LEVELS
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits, turned; PIL leaves a TIFF in which 0 is white as it is."""
+    inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+    return Image.fromarray(65535 - values if inverted else values)

@@ -1,0 +1,399 @@
+"""Groups: images of one patient, lesion or slide, and splits that keep them whole. A group is never a label.
+
+A group is a number. What the user has (names of patients in a file, a column, an array) becomes numbers that are the
+same in every split and every run, so that groups of different splits can be compared. Nothing here is on the hot path:
+it runs once, when data are loaded.
+"""
+
+import csv
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amimv import InputError, did_you_mean, first_line
+from amimv.pipelines.rng import Key, Stream, hashes, integers
+from amimv.pipelines.sources.labels import shortened
+from amimv.pipelines.sources.listing import SPLIT_NAMES
+
+#: The columns that are read as groups where none is named: the first that a file has. Columns are compared in lower
+#: case, blanks and hyphens as underscores ("Patient ID" is ``patient_id``).
+GROUP_COLUMNS = (
+    *("group", "group_id", "patient", "patient_id", "subject", "subject_id"),
+    *("lesion", "lesion_id", "slide", "slide_id", "case", "case_id"),
+)
+#: The columns that are read as names of image files: the first that a file has.
+NAME_COLUMNS = (
+    *("file", "file_name", "filename", "path", "file_path", "image_path", "image"),
+    *("image_name", "image_id", "image_index", "isic_id", "name"),
+)
+#: How a missing group looks as text, in lower case: empty cells, and what NumPy and pandas make of None and NaN.
+MISSING = ("", "nan", "none", "null", "<na>", "nat")
+#: The end of a file's name; digits are none, as in the names of DICOM files.
+_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+
+_log = logging.getLogger("amimv")
+
+
+def encode_groups(values: Any, *, salt: str = "") -> Tensor:
+    """Groups as numbers: integers stay as they are, and text becomes a hash, the same in every split and run.
+
+    Args:
+        values: ``(N,)``: a tensor, array, list or pandas column of integers or of text (blanks around it do not
+            count). What is missing (None, NaN, or text that is one of ``MISSING``) becomes a group of its own.
+        salt: of the missing ones, such as the name of the split: with another, they are other groups.
+
+    Returns:
+        ``(N,)`` ``int64``, on the device of ``values`` (of text, 63 bits of BLAKE2b, never negative).
+
+    Raises:
+        InputError: for another shape, fractions, or integers beyond 64 bits.
+    """
+    if isinstance(values, Tensor):
+        device = values.device
+        if values.ndim == 1 and not values.is_floating_point() and not values.is_complex():
+            return values.long()
+        values = values.cpu().numpy()
+    else:
+        device = torch.device("cpu")
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iubfOUSTM":
+        raise InputError(f"groups are {array.shape} {array.dtype}, expected (N,) integers or text, one for each image")
+    if array.dtype.kind in "OUSTM":
+        return _encode_text(array, salt).to(device)
+    missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
+    return _with_own_groups(_whole_numbers(array, missing), missing, salt).to(device)
+
+
+def _encode_text(array: np.ndarray, salt: str) -> Tensor:
+    text = np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array.astype(object).astype(str)
+    unique, inverse = np.unique(text, return_inverse=True)
+    names = [name.strip() for name in unique.tolist()]
+    missing = np.array([name.lower() in MISSING for name in names], dtype=bool)[inverse]
+    if array.dtype.kind == "O" and len(array):
+        kinds = set(map(type, array[~missing]))
+        if kinds and all(issubclass(kind, (int, float, np.integer, np.floating)) for kind in kinds):
+            return _with_own_groups(_whole_numbers(array, missing), missing, salt)
+    numbers = np.array([_hash(name) for name in names], dtype=np.int64)
+    return _with_own_groups(numbers[inverse], missing, salt)
+
+
+def _hash(text: str) -> int:
+    """63 bits, so that the number is not negative."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
+
+
+def _whole_numbers(array: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """``int64``, 0 where missing."""
+    known = np.where(missing, 0, array)
+    limit = 2 ** (np.finfo(array.dtype).nmant + 1) if array.dtype.kind == "f" else 2**63  # larger floats lost digits
+    if len(known) and (known.max() >= limit or known.min() < -limit):
+        raise InputError(f"groups reach from {known.min()} to {known.max()}, too far to be whole numbers: give text")
+    whole = known.astype(np.int64)
+    if (wrong := np.flatnonzero(whole != known)).size:
+        raise InputError(f"groups are fractions ({known[wrong[0]]}, ...), expected integers or text")
+    return whole
+
+
+def _with_own_groups(numbers: np.ndarray, missing: np.ndarray, salt: str) -> Tensor:
+    """Each missing one gets the number of its place under this salt."""
+    positions = torch.arange(len(numbers))
+    own = integers(Key(_hash(salt), Stream.OWN_GROUP), positions, 1, 2**63 - 1)[:, 0]
+    return torch.where(torch.from_numpy(missing), own, torch.from_numpy(numbers))
+
+
+class _Rows(NamedTuple):
+    """A CSV file: its columns as they are written, and under their plain names."""
+
+    file: Path
+    columns: dict[str, list[str]]
+    plain: dict[str, str]
+
+    def find(self, names: Sequence[str]) -> str | None:
+        """The first of these columns that there is."""
+        return next((self.plain[name] for name in names if name in self.plain), None)
+
+    def get(self, name: str) -> list[str]:
+        found = name if name in self.columns else self.find([_plain(name)])
+        if found is None:
+            hint = did_you_mean(name, self.columns) or f"expected one of {shortened(list(self.columns))}"
+            raise InputError(f"{self.file} has no column {name!r}: {hint}")
+        return self.columns[found]
+
+
+def read_groups(file: Path, column: str | None, split: str, n: int, names: Sequence[str] | None = None) -> Tensor:
+    """The groups of a split's images, from a CSV file.
+
+    The file has the columns ``split`` and ``index`` (from 0, in the order of the images; other columns do not
+    matter), or, where ``names`` are given, one of ``NAME_COLUMNS``. A file's name is found where the cell is the end
+    of its path, or the other way round (``ISIC_1``, ``ISIC_1.jpg``, ``train/nv/ISIC_1.jpg``), with or without the
+    ending; where rows of one name differ in their groups, that of this split counts. The log says what was read.
+
+    Args:
+        file: the CSV, in UTF-8, with a header; comma, semicolon or tab.
+        column: of the groups; None: the first of ``GROUP_COLUMNS`` that the file has.
+        split: "train", "val" or "test".
+        n: number of images.
+        names: of the images' files, N paths, as a folder gives them.
+
+    Returns:
+        ``(N,)`` ``int64`` on the CPU, as `encode_groups` makes them of text.
+
+    Raises:
+        InputError: no such file or column, a name or an index that is not there, or there twice, or another length.
+    """
+    rows = _read_rows(file)
+    column = column or rows.find(GROUP_COLUMNS)
+    if column is None:
+        found = shortened(list(rows.columns), 6)
+        raise InputError(f"{file} has no column group, patient_id, lesion_id, ...: name one of its columns {found}")
+    cells = rows.get(column)
+    values = _by_index(rows, cells, split, n) if names is None else _by_name(rows, cells, split, n, names)
+    groups = encode_groups(np.array(values, dtype=str), salt=split)
+    missing = sum(value.strip().lower() in MISSING for value in values)
+    told = f" ({missing} without one: each its own)" if missing else ""
+    _log.info("%s, %s: column %s gives %d groups of %d images%s", file, split, column, len(groups.unique()), n, told)
+    return groups
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[\s-]+", "_", column.strip()).lower()
+
+
+def _read_rows(file: Path) -> _Rows:
+    if not file.is_file():
+        raise InputError(f"there is no file {file}: expected a CSV with the groups of the images")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            first = lines.readline()
+            delimiter = max(",;\t", key=first.count)
+            header = next(csv.reader([first], delimiter=delimiter), [])
+            rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as CSV: {first_line(error)}") from error
+    for i, row in enumerate(rows):
+        if len(row) != len(header):
+            raise InputError(f"{file}: row {i + 2} has {len(row)} cells, the header has {len(header)}")
+    if not rows:
+        raise InputError(f"{file} has no rows: expected a header, and one row for each image")
+    columns = {name.strip(): list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
+    # In reverse, as of two columns that differ in case only the first counts.
+    return _Rows(file, columns, {_plain(name): name for name in reversed(columns)})
+
+
+def _is_split(cell: str, split: str) -> bool:
+    cell = cell.strip().lower()
+    return SPLIT_NAMES.get(cell, cell) == split
+
+
+def _by_index(rows: _Rows, cells: list[str], split: str, n: int) -> list[str]:
+    """The cells of a split in the order of its images."""
+    of_split = [i for i, cell in enumerate(rows.get("split")) if _is_split(cell, split)]
+    written = rows.get("index")
+    found: dict[int, str] = {}
+    for i in of_split:
+        if not written[i].strip().isdecimal():
+            raise InputError(f"{rows.file}: index {written[i]!r} of {split} is no number, expected 0..{n - 1}")
+        if (index := int(written[i])) in found:
+            raise InputError(f"{rows.file}: index {index} of {split} stands there twice, expected each once")
+        found[index] = cells[i]
+    missing = next((index for index in range(n) if index not in found), None)
+    if len(found) != n or missing is not None:
+        which = f" (none of index {missing})" if missing is not None else ""
+        raise InputError(f"{rows.file} has {len(found)} rows of {split}{which} for {n} images: expected each once")
+    return [found[index] for index in range(n)]
+
+
+def _by_name(rows: _Rows, cells: list[str], split: str, n: int, names: Sequence[str]) -> list[str]:
+    """The cells of these files."""
+    if len(names) != n:
+        raise InputError(f"{len(names)} names of files were given for {n} images: expected one for each")
+    column = rows.find(NAME_COLUMNS)
+    if column is None:
+        expected = f"expected one of {shortened(NAME_COLUMNS, 5)}"
+        raise InputError(
+            f"{rows.file} has no column of file names, only {shortened(list(rows.columns), 6)}: {expected}"
+        )
+    paths = [_parts(cell) for cell in rows.columns[column]]
+    splits = rows.columns[rows.plain["split"]] if "split" in rows.plain else [""] * len(paths)
+    wholes: dict[str, str | None] = {}
+    ends: dict[str, str | None] = {}
+    for own in (False, True):
+        chosen = [i for i, cell in enumerate(splits) if _is_split(cell, split) == own]
+        wholes |= _table((key, cells[i]) for i in chosen for key in _keys(paths[i]))
+        ends |= _table((key, cells[i]) for i in chosen for end in _ends(paths[i]) for key in _keys(end))
+    taken: dict[str, str] = {}
+    groups = []
+    for name in names:
+        parts = _parts(name)
+        known = (key for end in _ends(parts) for key in _keys(end) if key in wholes)
+        key = next(known, None) or next((key for key in _keys(parts) if key in ends), None)
+        if key is None:
+            raise InputError(f"{rows.file} has no row for {name}: expected its name in column {column}")
+        group = wholes.get(key, ends.get(key))
+        if group is None:
+            raise InputError(f"{rows.file} has several rows for {name}, of different groups: keep one")
+        if taken.setdefault(key, name) != name:
+            raise InputError(f"{rows.file}: row {key} fits both {taken[key]} and {name}: write their paths")
+        groups.append(group)
+    return groups
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(part for part in re.split(r"[/\\]", path.strip()) if part not in ("", "."))
+
+
+def _ends(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The path, then without its first folder, ..., then the name alone."""
+    return (parts[i:] for i in range(len(parts)))
+
+
+def _keys(parts: tuple[str, ...]) -> list[str]:
+    """A path with and without its ending."""
+    path = "/".join(parts)
+    return [path, short] if (short := _ENDING.sub("", path)) != path else [path]
+
+
+def _table(pairs: Iterable[tuple[str, str]]) -> dict[str, str | None]:
+    """One group for each key; None where they differ."""
+    table: dict[str, str | None] = {}
+    for key, group in pairs:
+        if table.setdefault(key, group) != group:
+            table[key] = None
+    return table
+
+
+def check_groups(groups: Tensor, n: int | None = None) -> None:
+    """Raise an `InputError` unless groups are ``(N,)`` integers, where given one for each of ``n`` images."""
+    wrong = groups.ndim != 1 or groups.is_floating_point() or groups.is_complex()
+    if wrong or n not in (None, len(groups)):
+        many = "each image" if n is None else f"each of the {n} images"
+        raise InputError(f"groups are {tuple(groups.shape)} {groups.dtype}, expected one integer for {many}")
+
+
+def leaked(train_groups: Tensor, test_groups: Tensor) -> Tensor:
+    """Which test images share a group with training.
+
+    Args:
+        train_groups, test_groups: ``(N,)`` and ``(M,)`` integers, as of `encode_groups`.
+
+    Returns:
+        ``(M,)`` ``bool``, on the device of ``test_groups``.
+
+    Raises:
+        InputError: for groups of another shape or type.
+    """
+    check_groups(train_groups)
+    check_groups(test_groups)
+    return torch.isin(test_groups, train_groups.to(test_groups.device))
+
+
+def split_by_group(
+    groups: Tensor,
+    labels: Tensor | None = None,
+    shares: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    n_classes: int | None = None,
+) -> tuple[Tensor, ...]:
+    """Split images so that no group is in two splits, each class in about the asked shares.
+
+    The groups are gone through once, those of the rarest classes (by groups) first, of these the largest (up to a
+    factor of two), else in a random order that hangs on their numbers and the seed only. Each goes where it adds least
+    to the sum over classes of ``have ** 2 / wanted``, which is smallest when all splits are filled alike, but the last
+    groups of a class go to the splits that still lack it.
+
+    Args:
+        groups: ``(N,)`` integers.
+        labels: ``(N,)`` integers from 0, multi-hot ``(N, L)``, or None: then only the numbers of images count.
+        shares: of train, val and test, or of as many splits as there are; positive, their sum 1.
+        seed: which of the possible splits.
+        n_classes: number of classes (or labels), each of which must then have images; by default those that occur.
+
+    Returns:
+        ``(M,)`` sorted ``int64`` indices for each split, on the device of ``groups``.
+
+    Raises:
+        InputError: for bad shares, groups or labels, or a class that is not in every split: it has fewer groups than
+            there are splits, or (rarely) the walk finds no way because classes share their groups.
+    """
+    check_groups(groups)
+    wanted = np.array(shares, dtype=np.float64)
+    if len(wanted) < 2 or not (wanted > 0).all() or abs(wanted.sum() - 1) > 1e-6:
+        raise InputError(f"shares are {tuple(shares)}, expected two or more positive numbers whose sum is 1")
+    if len(groups) < len(wanted):
+        raise InputError(f"there are {len(groups)} images for {len(wanted)} splits: make fewer splits")
+    numbers, member = np.unique(groups.cpu().numpy(), return_inverse=True)
+    counts = _counts_by_group(member, len(numbers), _columns(labels, len(groups), n_classes))
+    in_groups = (counts > 0).sum(0)
+    for column, have in enumerate(in_groups.tolist()):
+        if have < len(wanted) and (have or n_classes is not None or labels is None):
+            what = _class_told(column, counts.shape[1])
+            raise InputError(f"{what} in {have} group(s), fewer than the {len(wanted)} splits: make fewer splits")
+    random = hashes(Key(seed, Stream.GROUP_SPLIT), torch.from_numpy(numbers).long(), 1)[:, 0].numpy()
+    rarest = np.where(counts > 0, in_groups, len(numbers)).min(1)
+    doublings = np.frexp(counts[:, -1])[1]
+    order = np.lexsort((random, -doublings, rarest))
+    placed = torch.from_numpy(_place(counts, order, wanted)[member])
+    return tuple((placed == split).nonzero()[:, 0].to(groups.device) for split in range(len(wanted)))
+
+
+def _columns(labels: Tensor | None, n: int, n_classes: int | None) -> np.ndarray:
+    """``(N, C + 1)`` memberships of images in classes; the last column is all images."""
+    everything = np.ones((n, 1), dtype=np.int64)
+    if labels is None:
+        return everything
+    if labels.ndim not in (1, 2) or len(labels) != n or labels.is_floating_point():
+        got = f"{tuple(labels.shape)} {labels.dtype}"
+        raise InputError(f"labels are {got}, expected integers (N,) or multi-hot (N, L) for {n} images")
+    known = labels.cpu().numpy()
+    top = int(known.max()) if known.ndim == 1 else known.shape[1] - 1
+    limit = "" if n_classes is None else n_classes - 1
+    if known.min() < 0 or (n_classes is not None and (top >= n_classes or (known.ndim == 2 and top != limit))):
+        raise InputError(f"labels out of range: expected 0..{limit}, found {min(int(known.min()), 0)}..{top}")
+    n_classes = top + 1 if n_classes is None else n_classes
+    hot = known != 0 if known.ndim == 2 else known[:, None] == np.arange(n_classes)
+    return np.hstack([hot, everything])
+
+
+def _counts_by_group(member: np.ndarray, n_groups: int, columns: np.ndarray) -> np.ndarray:
+    """``(G, C + 1)`` images of each group in each class, and in all."""
+    counts = [np.bincount(member, weights=column, minlength=n_groups) for column in columns.T]
+    return np.stack(counts, 1).astype(np.int64)
+
+
+def _class_told(column: int, columns: int) -> str:
+    return "the images are" if column == columns - 1 else f"class {column} is"
+
+
+def _place(counts: np.ndarray, order: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The split of each group, ``(G,)``: the greedy walk of `split_by_group`."""
+    target = shares[:, None] * counts.sum(0)
+    have = np.zeros(target.shape, dtype=np.int64)
+    left = (counts > 0).sum(0)  # groups of each class that are not placed
+    placed = np.empty(len(counts), dtype=np.int64)
+    for group in order:
+        columns = counts[group].nonzero()[0]
+        adds = counts[group, columns]
+        here = have[:, columns]
+        cost = (adds * (2 * here + adds) / target[:, columns]).sum(1)
+        lacks = here == 0
+        urgent = left[columns] <= lacks.sum(0)
+        if urgent.any():
+            helped = (lacks & urgent).sum(1)
+            cost[helped < helped.max()] = np.inf
+        placed[group] = split = int(cost.round(9).argmin())  # rounded, so that a tie is one on every machine
+        have[split, columns] += adds
+        left[columns] -= 1
+    lacking = (have == 0).any(0) & (counts > 0).any(0)
+    if lacking.any():
+        what = _class_told(int(lacking.argmax()), len(lacking))
+        raise InputError(
+            f"{what} in too few groups for every split, shared with other classes: try another seed, or fewer splits"
+        )
+    return placed
