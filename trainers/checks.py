@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from timm.optim import get_optimizer_info, list_optimizers
 
 from amimv import InputError, check_choice, shown
-from amimv.pipelines import BACKENDS, PROFILES, SAMPLERS
-from amimv.pipelines.labels import check_task_name
-from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
-from amimv.pipelines.recipes import RECIPES
+from amimv.pipelines import BACKENDS, PARTNERS, PROFILES, SAMPLERS
+from amimv.pipelines.operations import Jitter
+from amimv.pipelines.params import operation_settings
+from amimv.pipelines.recipes import RECIPES, get_recipe, parse_recipe
+from amimv.pipelines.samplers import SAME_GROUP
+from amimv.pipelines.sources.arrays import check_range
+from amimv.pipelines.sources.labels import check_task_name
 
 if TYPE_CHECKING:
     from amimv.trainers.settings import PretrainSettings
 
 #: Settings that touch no result: where things are, and how often something is said, saved or scored.
 NO_EFFECT = (
-    *("resume", "output", "name", "config", "preset", "root", "tracker"),
+    *("resume", "output", "name", "config", "preset", "root", "cache", "tracker"),
     *("log_every", "save_every", "knn_every"),
 )
 #: Settings that may change when a run is resumed: the training does not depend on them.
@@ -31,26 +34,12 @@ FREE_ON_RESUME = (
 #: What a run without pre-training depends on; a study leaves everything else at its default there.
 OF_BASELINES = (
     *("data", "data_seed", "size", "channels", "task", "root", "rho", "profile", "total", "backbone", "batch_size"),
-    *(
-        "preset",
-        "view_size",
-        "crop_min",
-        "crop_max",
-        "hflip",
-        "vflip",
-        "rotation",
-        "brightness",
-        "contrast",
-        "saturation",
-    ),
-    *("hue", "jitter_p", "grey_p", "blur_p", "solarise_p", "seed"),
+    *("cache", "value_range", "preset", "view_size", *operation_settings(), "seed"),
     *("label_fractions", "supervised_steps", "supervised_lr"),
 )
 #: timm's forms of LARS, which take a trust coefficient.
 LARS = ("lars", "larc", "nlars", "nlarc")
 
-#: Recipes whose pairs are two views of one image.
-ONE_IMAGE = ("two-view", "multi-crop")
 #: Methods whose losses compare no image with others of the batch: there is no copy of it to leave out.
 NO_NEGATIVES = ("barlow-twins", "byol", "dino", "ressl", "simsiam", "swav", "vicreg")
 
@@ -62,9 +51,8 @@ POSITIVE = ("lr", "trust_coefficient", "epsilon", "teacher_temperature_start", "
 NOT_EMPTY = ("data", "method", "backbone", "optimizer", "output", "preset")
 #: Settings of text with a closed list of values: what errors call them, and the values.
 CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "recipe": ("recipe", (*RECIPE_ALIASES, *RECIPES)),
     "sampler": ("sampler", SAMPLERS),
-    "partner": ("partner sampler", SAMPLERS),
+    "partner": ("partner sampler", PARTNERS),
     "backend": ("backend", BACKENDS),
     "profile": ("profile", PROFILES),
     "channels": ("number of channels", ("0", "1", "3")),
@@ -83,10 +71,7 @@ SHARES = (
 )
 #: Any 64-bit integer: what PyTorch takes as a seed, and what tells one seed from another in `amimv.pipelines.rng`.
 SEEDS = ("seed", "data_seed")
-NOT_NEGATIVE = (
-    *("redundancy", "invariance", "variance", "covariance", "periods"),
-    *("rotation", "brightness", "contrast", "saturation"),
-)
+NOT_NEGATIVE = ("redundancy", "invariance", "variance", "covariance", "periods")
 
 
 def check(settings: "PretrainSettings") -> None:
@@ -118,12 +103,16 @@ def check_value(name: str, value: Any, default: Any) -> None:
     """Raise an `InputError` for a value that its setting cannot have, whatever the others are."""
     if name == "task" and value:
         check_task_name(value)
+    if name == "recipe":
+        get_recipe(value)
     if name in CHOICES:
         check_choice(CHOICES[name][0], str(value), CHOICES[name][1])
     if name == "label_fractions" and not (value and all(0 < fraction <= 1 for fraction in value)):
         raise InputError(f"label fractions are {shown(value)}, expected shares in (0, 1]")
     if name == "supervised_lr" and not (value and all(0 < rate < math.inf for rate in value)):
         raise InputError(f"supervised learning rates are {shown(value)}, expected one or more above 0")
+    if name == "value_range" and value is not None:
+        check_range(value)
     if name == "warmup" and not 0 <= value < 1:
         raise InputError(f"warmup is {value}, expected a share of the training in [0, 1)")
     if name == "rho" and not 1 <= value < math.inf:
@@ -178,13 +167,28 @@ def refuse_contradictions(settings: "PretrainSettings") -> None:
     drawn = ", ".join(f"{name} {getattr(s, name)}" for name, given in subset.items() if given)
     found = (
         (s.indices and drawn, f"indices are the training subset, which {drawn} would draw"),
-        (s.recipe in ONE_IMAGE and s.partners > 1, f"recipe {s.recipe} has no partner, but partners is {s.partners}"),
+        (one_image(s) and s.partners > 1, f"recipe {s.recipe} has no partner, but partners is {s.partners}"),
+        (
+            "y2" in _letters(s) and s.partners > 1,
+            f"recipe {s.recipe} names its own, but partners is {s.partners}",
+        ),
         (s.finetune and not s.supervised_steps, "finetune trains for supervised_steps, which is 0"),
         (s.finetune and s.baselines == "only", "baselines only trains nothing that finetune could start from"),
     )
     for contradiction, words in found:
         if contradiction:
             raise InputError(f"{words}: leave one of them out")
+
+
+def _letters(s: "PretrainSettings") -> set[str]:
+    """What the recipe is written with: letters of views, ``x``, and ``y`` and ``y2`` where it has partners."""
+    terms = [term for side in parse_recipe(RECIPES.get(s.recipe, s.recipe)) for term in side]
+    return {term.letter for term in terms} | {("x", "y", "y2")[min(term.slot, 2)] for term in terms}
+
+
+def one_image(settings: "PretrainSettings") -> bool:
+    """Whether all views of the recipe are of the anchor."""
+    return "y" not in _letters(settings)
 
 
 class Idle(NamedTuple):
@@ -210,20 +214,24 @@ def _nothing_drawn(s: "PretrainSettings") -> bool:
 
 #: Beside `OF_BASELINES` and `NO_EFFECT`, what acts without pre-training.
 _WITHOUT_TRAINING = (*OF_BASELINES, *NO_EFFECT, "indices", "baselines", "threads")
-_SECOND = ("second_crop_min", "second_jitter_p", "second_grey_p", "second_blur_p", "second_solarise_p")
 IDLE = (
-    Idle(("online",), lambda s: s.recipe != "amimv-strength", "the recipe is {recipe}, not amimv-strength"),
+    Idle(("online",), lambda s: not _letters(s) & set("HS"), "recipe {recipe} has no hard and soft strength"),
     Idle(
         ("partner",),
-        lambda s: s.recipe in ONE_IMAGE and s.partner != "uniform",
+        lambda s: one_image(s) and s.partner != "uniform",
         "recipe {recipe} has no partner",
     ),
-    Idle(_SECOND, lambda s: s.recipe not in ONE_IMAGE, "recipe {recipe} is not two-view or multi-crop"),
+    Idle(
+        ("second_crop_min", "second_jitter_p", "second_grey_p", "second_blur_p", "second_solarise_p"),
+        lambda s: not one_image(s),
+        "recipe {recipe} has partners",
+    ),
     Idle(
         ("local_crops", "local_size", "local_crop_max"),
-        lambda s: s.recipe != "multi-crop",
-        "the recipe is {recipe}, not multi-crop",
+        lambda s: "L" not in _letters(s),
+        "recipe {recipe} has no local crops",
     ),
+    Idle(("groups",), lambda s: s.partner != SAME_GROUP, "the partner is {partner}, not same-group"),
     Idle(("beta",), lambda s: "effective-number" not in _samplers(s), "no sampler is effective-number"),
     Idle(
         ("clusters", "cluster_every"),
@@ -237,7 +245,7 @@ IDLE = (
     ),
     Idle(
         ("brightness", "contrast", "saturation", "hue"),
-        lambda s: s.jitter_p == 0 and not s.second_jitter_p,
+        lambda s: s.policy().get(Jitter).jitter_p == 0 and not s.second_jitter_p,
         "jitter_p is 0",
     ),
     Idle(("trust_coefficient",), lambda s: s.optimizer not in LARS, "optimizer {optimizer} is no form of LARS"),
@@ -253,6 +261,7 @@ IDLE = (
         "nothing is trained on labels",
     ),
     Idle(("data_seed",), _nothing_drawn, "neither phantom, a subset nor a share of the labels is drawn"),
+    Idle(("cache",), lambda s: not s.data.startswith("folder:"), "{data} is no folder of images"),
     Idle(("root",), lambda s: s.data == "phantom" or s.data.startswith("folder:"), "{data} is not looked for there"),
 )
 

@@ -7,6 +7,7 @@ import torch
 from amimv import InputError
 from amimv.models.backbones import BackboneSpec
 from amimv.pipelines import ImageStore, load_indices, load_store, long_tail, realised_ratio
+from amimv.pipelines.sources.listing import NoSplit
 from amimv.trainers.settings import PretrainSettings
 
 
@@ -20,10 +21,15 @@ class Subset:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The validation and test images; None where the run has no use for them."""
+    """The validation and test images; None where the run has no use for them.
+
+    Attributes:
+        no_table: why the run cannot be evaluated though it was asked for; empty if it can.
+    """
 
     val: ImageStore | None = None
     test: ImageStore | None = None
+    no_table: str = ""
 
 
 def load_split(settings: PretrainSettings, split: str, device: torch.device | str) -> ImageStore:
@@ -41,7 +47,10 @@ def load_split(settings: PretrainSettings, split: str, device: torch.device | st
         channels=s.channels or None,
         seed=s.data_seed,
         task=s.task or None,
+        groups=s.groups or None,
+        value_range=s.value_range,
         resident=False if waits else None,
+        cache=s.cache or None,
     )
 
 
@@ -50,10 +59,11 @@ def subset_indices(settings: PretrainSettings, store: ImageStore) -> torch.Tenso
     s = settings
     natural = s.profile == "natural" or (s.profile == "exp" and s.rho == 1)
     if s.indices:
-        return load_indices(s.indices, len(store)).to(store.labels.device)
+        return load_indices(s.indices, len(store)).to(store.device)
     if natural and not s.total:  # as published: also where a class has no image, or an image several labels
-        return torch.arange(len(store), device=store.labels.device)
-    return long_tail(store.labels, s.rho, s.profile, s.data_seed, s.total or None, store.n_classes)
+        return torch.arange(len(store), device=store.device)
+    labels = store.known_labels("a long tail")
+    return long_tail(labels, s.rho, s.profile, s.data_seed, s.total or None, store.n_classes)
 
 
 def load_training_subset(settings: PretrainSettings, device: torch.device | str) -> Subset:
@@ -74,8 +84,23 @@ def load_held_out(settings: PretrainSettings, train: ImageStore, evaluate: bool)
     Raises:
         InputError: a split is missing, is too small, or its images have not the size and channels of those of train.
     """
-    val = load_split(settings, "val", train.device) if evaluate or settings.knn_every else None
-    test = load_split(settings, "test", train.device) if evaluate else None
+    unlabelled = train.labels is None
+    wanted = {"val": evaluate or (settings.knn_every and not unlabelled), "test": evaluate}
+    try:
+        val, test = (load_split(settings, split, train.device) if wanted[split] else None for split in wanted)
+    except NoSplit:
+        if not unlabelled:
+            raise
+        return HeldOut(no_table="no table: the training images have no labels, and there are no val and test splits")
+    loaded = [store for store in (train, val, test) if store is not None]
+    if missing := [store.split for store in loaded if store.labels is None]:
+        if not unlabelled:
+            raise InputError(
+                f"{train.name}: {' and '.join(missing)} images have no labels, which the evaluation needs: add them, "
+                "or give --no-evaluate and --knn-every 0"
+            )
+        if evaluate and len(missing) > 1:
+            return HeldOut(no_table=f"no table: there are no labels of {', '.join(missing)} images")
     for store in (val, test):
         if store is not None and store.channels != train.channels:
             raise InputError(
@@ -100,15 +125,15 @@ def check_readable(store: ImageStore, chunk: int = 512) -> None:
     Raises:
         InputError: naming a file that cannot be read or decoded.
     """
-    if not isinstance(store.images, torch.Tensor):
-        for _ in store.images.stream(torch.arange(len(store)).split(chunk)):
+    if not store.images.decoded:
+        for _ in store.stream(torch.arange(len(store)).split(chunk)):
             pass
 
 
 def backbone_spec(settings: PretrainSettings, store: ImageStore) -> BackboneSpec:
     """The backbone for this run's views of this store."""
     size = settings.view_size or store.size
-    return BackboneSpec(settings.backbone, store.channels, size, store.mean, store.std)
+    return BackboneSpec(settings.backbone, store.channels, size, store.mean, store.std, store.value_range)
 
 
 def describe_data(store: ImageStore) -> str:
@@ -119,6 +144,8 @@ def describe_data(store: ImageStore) -> str:
 def describe_images(store: ImageStore) -> str:
     """The training images and their task, as the start log has them."""
     counts = store.class_counts()
+    if not counts:
+        return f"{describe_data(store)}: {len(store)} training images without labels"
     return (
         f"{describe_data(store)}: {len(store)} training images, task {store.task}, per class {counts}, "
         f"realised imbalance ratio {realised_ratio(counts):.1f}"

@@ -31,9 +31,8 @@ from amimv.pipelines import (
     label_fraction,
     realised_ratio,
     render,
-    soften,
 )
-from amimv.trainers.checks import ONE_IMAGE
+from amimv.trainers.checks import one_image
 from amimv.trainers.data import HeldOut, backbone_spec, describe_data
 from amimv.trainers.metrics import compute_scores
 from amimv.trainers.probes import balanced_accuracy, knn_probe, linear_probe
@@ -73,6 +72,8 @@ COLUMNS = [
 ]
 
 
+#: What needs the labels, for messages.
+EVALUATION = "an evaluation"
 #: Of the features in a table.
 ORDER = ("majority", "raw pixels", "random", "pretrained", "supervised")
 
@@ -85,10 +86,24 @@ class Splits:
 
     @classmethod
     def of(cls, train: ImageStore, held_out: HeldOut) -> "Splits":
-        """From what a run loaded, which evaluates."""
+        """From what a run loaded, which evaluates.
+
+        Where the training images have no labels, one half of the validation images stands for them.
+
+        Raises:
+            InputError: if there are no labels for a table.
+        """
+        if held_out.no_table:
+            raise InputError(held_out.no_table)
         assert held_out.val is not None
         assert held_out.test is not None
-        return cls(train, held_out.val, held_out.test)
+        if train.labels is not None:
+            return cls(train, held_out.val, held_out.test)
+        val = held_out.val
+        logger.warning("without labels of training images, the probes learn from half of the val images")
+        learnt = label_fraction(val.known_labels(EVALUATION), 0.5)
+        rest = torch.ones(len(val), dtype=torch.bool, device=val.device).index_fill(0, learnt, False)
+        return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test)
 
 
 @torch.inference_mode()
@@ -100,7 +115,7 @@ def extract_features(network: nn.Module | None, store: ImageStore, spec: Backbon
         spec: size, mean and std that the images are rendered by.
         chunk: images at a time.
     """
-    params = ViewParams(spec.size, spec.mean, spec.std)
+    params = ViewParams(spec.size, spec.mean, spec.std, spec.value_range)
     parts = []
     was_training = network is not None and network.training
     if network is not None:
@@ -163,8 +178,8 @@ def train_supervised(
     network = nn.Sequential(backbone, classifier).train()
     optimizer = create_optimizer_v2(network, opt="adamw", lr=lr, weight_decay=1e-4)
     # The labelled images are normalised as all others will be, not by the statistics of the few that they are.
-    store = replace(store, mean=spec.mean, std=spec.std)
-    recipe = Recipe("supervised", ((View(0, soften(settings.policy())),),))
+    store = replace(store, mean=spec.mean, std=spec.std, value_range=spec.value_range)
+    recipe = Recipe("supervised", ((View(0, settings.policy().soft()),),))
     # A few labels of a multi-label set, or a set of one's own, may lack a class.
     sampler = "class-balanced" if min(store.class_counts()) > 0 else "uniform"
     loader = PairLoader(store, recipe, min(settings.batch_size, len(store)), sampler, seed=settings.seed)
@@ -187,6 +202,7 @@ def _forever(loader: PairLoader, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     for epoch in range(-(-steps // loader.steps_per_epoch)):
         left = steps - epoch * loader.steps_per_epoch
         for _, pair in zip(range(left), loader.epoch(epoch), strict=False):
+            assert pair.labels is not None
             yield pair.sides[0][0], pair.labels[0]
 
 
@@ -214,7 +230,7 @@ def best_supervised(
         if not bool(val.isfinite().all()):
             logger.warning("supervised training diverged at a learning rate of %g", lr)
             continue
-        accuracy = float(balanced_accuracy(val, splits.val.labels))
+        accuracy = float(balanced_accuracy(val, splits.val.known_labels(EVALUATION)))
         if best is None or accuracy > best[0]:
             best = (accuracy, network[0], val, _classify(network, splits.test, spec))
     if best is None:
@@ -248,7 +264,7 @@ def judge(
         networks["pretrained"] = pretrained
     frozen = {name: [extract_features(network, store, spec) for store in stores] for name, network in networks.items()}
     for fraction in settings.label_fractions:
-        chosen = label_fraction(splits.train.labels, fraction, settings.data_seed)
+        chosen = label_fraction(splits.train.known_labels(EVALUATION), fraction, settings.data_seed)
         labelled = splits.train if fraction == 1 else splits.train.subset(chosen)
         for name, (train, val, test) in frozen.items():
             for judged in _probe(name, labelled, splits, (train[chosen], val, test)):
@@ -271,7 +287,14 @@ def judge(
 def _probe(name: str, labelled: ImageStore, splits: Splits, features: Sequence[Tensor]) -> tuple[Judged, Judged]:
     """kNN and linear probe; one search scores val, by which k or penalty is chosen, and test."""
     train, val, test = features
-    args = (train, labelled.labels, val, splits.val.labels, torch.cat([val, test]), labelled.n_classes)
+    args = (
+        train,
+        labelled.known_labels(EVALUATION),
+        val,
+        splits.val.known_labels(EVALUATION),
+        torch.cat([val, test]),
+        labelled.n_classes,
+    )
     parts = [len(val), len(test)]
     knn, k = knn_probe(*args)
     linear, _ = linear_probe(*args)
@@ -301,7 +324,7 @@ def evaluate_features(
     rows, arrays = (
         [],
         {
-            "labels": splits.test.labels.cpu().numpy(),
+            "labels": splits.test.known_labels(EVALUATION).cpu().numpy(),
             "train_counts": np.array(splits.train.class_counts()),
             "class_names": np.array(splits.test.class_names),
         },
@@ -361,7 +384,9 @@ def _row(
     s, counts, test = settings, labelled.class_counts(), splits.test
     # Which classes are head and tail is decided by the training images: among a few labels all may be as many.
     thirds_by = splits.train.class_counts()
-    result = compute_scores(test.labels.cpu().numpy(), judged.test.cpu().numpy(), test.task, thirds_by)
+    result = compute_scores(
+        test.known_labels(EVALUATION).cpu().numpy(), judged.test.cpu().numpy(), test.task, thirds_by
+    )
     if result.auc is None:
         logger.info("no AUC for %s %s: %s", judged.features, judged.probe, result.auc_note)
     own = judged.features == "pretrained"
@@ -377,14 +402,14 @@ def _row(
         "method": s.method if own else "",
         "recipe": s.recipe if own else "",
         "sampler": s.sampler if own else "",
-        "partner": s.partner if own and s.recipe not in ONE_IMAGE else "",
+        "partner": s.partner if own and not one_image(s) else "",
         "features": judged.features,
         "probe": judged.probe,
         "k": judged.k,
         "label_fraction": fraction,
         "seed": s.seed,
         "steps": s.steps or "",
-        "val_balanced_accuracy": round(float(balanced_accuracy(judged.val, splits.val.labels)), 6),
+        "val_balanced_accuracy": round(float(balanced_accuracy(judged.val, splits.val.known_labels(EVALUATION))), 6),
         "revision": revision,
     }
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "head", "medium", "tail"):

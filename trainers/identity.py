@@ -13,7 +13,8 @@ from torch import Tensor
 
 from amimv import InputError
 from amimv.pipelines import ImageStore
-from amimv.pipelines.folders import READERS, EncodedImages
+from amimv.pipelines.sources.encoded import READERS
+from amimv.pipelines.sources.pixels import looked_at
 
 #: Files, evenly spaced, whose bytes are compared; of the others the name and the size.
 FILES_READ = 256
@@ -26,6 +27,7 @@ FIELDS = {
     "shape": "shape of the {split} images: {now} now, {then} when the run began",
     "classes": "the names of the classes of the {split} images are not those of the run's beginning",
     "labels": "the labels of the {split} images are not those of the run's beginning",
+    "groups": "the groups of the {split} images are not those of the run's beginning",
     "indices": "the training subset is of other images than when the run began",
     "files": "names or sizes of the {split} files are not those of the run's beginning",
     "content": "the pixels of the {split} images are not those of the run's beginning",
@@ -37,10 +39,10 @@ logger = logging.getLogger("amimv")
 def identify(store: ImageStore, indices: Tensor | None = None) -> dict[str, Any]:
     """What tells this split from another.
 
-    Covered are the number and shape of the images, the names of the classes, every label, every byte of an array; of
-    files the names (below the folder that they share) and sizes of all, and the bytes of ``FILES_READ`` evenly spaced
-    ones, so that a changed pixel in another file of the same size goes unseen. 55 MB of array take about a tenth of a
-    second.
+    Covered are the number and shape of the images, the names of the classes, every label and group, every byte of an
+    array; of files the names (below the folder that they share) and sizes of all, and the bytes of ``FILES_READ``
+    evenly spaced ones, so that a changed pixel in another file of the same size goes unseen. 55 MB of array take about
+    a tenth of a second.
 
     Args:
         store: the images of a split, or of its subset.
@@ -53,12 +55,16 @@ def identify(store: ImageStore, indices: Tensor | None = None) -> dict[str, Any]
         OSError: a file is not there, or cannot be read.
     """
     found: dict[str, Any] = {"images": len(store), "shape": list(store.images.shape[1:])}
-    found |= {"classes": _digest([repr(store.class_names).encode()]), "labels": _digest(_bytes_of(store.labels))}
+    found["classes"] = _digest([repr(store.class_names).encode()])
+    for name, column in (("labels", store.labels), ("groups", store.groups)):
+        if column is not None:
+            found[name] = _digest(_bytes_of(column))
     if indices is not None:
         found["indices"] = _digest(_bytes_of(indices))
-    if isinstance(store.images, EncodedImages):
+    if store.images.paths:
         return found | _identify_files([Path(path) for path in store.images.paths])
-    return found | {"content": _digest(_bytes_of(store.images))}
+    # Chunks of whole images, so that the digest is that of all bytes in order.
+    return found | {"content": _digest(part for images in looked_at(store.images) for part in _bytes_of(images))}
 
 
 def _identify_files(paths: list[Path]) -> dict[str, str]:

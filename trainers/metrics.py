@@ -12,7 +12,7 @@ from medmnist.evaluator import getACC, getAUC
 from sklearn.metrics import f1_score, recall_score
 
 from amimv import InputError
-from amimv.pipelines.labels import MULTI_LABEL, TASKS
+from amimv.pipelines.sources.labels import MULTI_LABEL, TASKS
 
 
 @dataclass(frozen=True)

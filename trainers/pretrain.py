@@ -56,6 +56,7 @@ from amimv.pipelines import (
     Recipe,
     get_recipe,
 )
+from amimv.pipelines.recipes import LOCAL_AREA
 from amimv.pipelines.rng import library_seed
 from amimv.trainers.checkpoints import JsonLines, check_space, load_newest, save_checkpoint
 from amimv.trainers.checks import LARS
@@ -130,7 +131,7 @@ def make_recipe(settings: PretrainSettings, size: int = 28) -> Recipe:
     patch = patch_size(size)
     # Three sevenths of the size, as 96 is of DINO's 224, and whole patches of a ViT.
     local_size = settings.local_size or patch * round(size * 3 / 7 / patch)
-    local = replace(hard, size=local_size, crop=(0.05, settings.local_crop_max))
+    local = replace(hard, size=local_size).changed(crop_min=LOCAL_AREA[0], crop_max=settings.local_crop_max)
     return get_recipe(
         settings.recipe,
         hard=hard,
@@ -194,11 +195,12 @@ def build_loader(settings: PretrainSettings, store: ImageStore, accelerator: Acc
         # On a CPU compiled views are slower; DALI's operators are compiled already.
         compile=s.compile and accelerator.device.type == "cuda" and s.backend == "kornia",
     )
-    loader.epochs = math.ceil(s.steps / loader.steps_per_epoch) if s.steps else s.epochs
-    if "cluster-balanced" in (s.sampler, s.partner) and loader.epochs <= s.cluster_every:
+    epochs = math.ceil(s.steps / loader.steps_per_epoch) if s.steps else s.epochs
+    loader.sampler.epochs = epochs
+    if "cluster-balanced" in (s.sampler, s.partner) and epochs <= s.cluster_every:
         logger.warning(
             "cluster-balanced draws uniformly in all %d epochs: the first clusters come after %d (--cluster-every)",
-            loader.epochs,
+            epochs,
             s.cluster_every,
         )
     return loader
@@ -380,12 +382,13 @@ def refresh_clusters(run: Training, epoch: int) -> None:
 def score_on_val(run: Training, epoch: int) -> None:
     """kNN on the validation split, on rank 0, at the end of an epoch that is due."""
     every, store = run.settings.knn_every, run.held_out.val
-    if not every or (epoch + 1) % every or store is None:
+    if not every or (epoch + 1) % every or store is None or run.store.labels is None:
         return
     backbone = run.method.online.backbone
     train, val = (extract_features(backbone, images, run.spec) for images in (run.store, store))
-    scores, k = knn_probe(train, run.store.labels, val, store.labels, val, run.store.n_classes)
-    value = float(balanced_accuracy(scores, store.labels))
+    labels, val_labels = (images.known_labels("kNN on val") for images in (run.store, store))
+    scores, k = knn_probe(train, labels, val, val_labels, val, run.store.n_classes)
+    value = float(balanced_accuracy(scores, val_labels))
     run.metrics.append([{"step": run.step, "epoch": epoch, "knn_val": value, "k": k}])
     if run.settings.tracker:
         run.accelerator.log({"knn_val": value}, step=run.step)
@@ -492,7 +495,9 @@ def finish(run: Training) -> None:
     seconds = {"training": sum(row["seconds"] for row in run.timings.read())}
     save_backbone(run.method.online.backbone, run.spec, run.folder / "backbone")
     draw_curves(run.metrics.read(), describe_run(s, run.store), run.folder / "curves.png")
-    if s.evaluate:
+    if s.evaluate and run.held_out.no_table:
+        logger.warning(run.held_out.no_table)
+    elif s.evaluate:
         seconds["evaluation"] = evaluate_run(s, run.folder, Splits.of(run.store, run.held_out))
     environment = run.folder / "environment.json"
     write_json(environment, json.loads(environment.read_text()) | {"wall_seconds": seconds})

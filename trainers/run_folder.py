@@ -16,7 +16,7 @@ import torch
 from amimv import InputError, __version__, user_path
 from amimv.files import locked, replacing
 from amimv.pipelines import save_indices
-from amimv.pipelines.stores import FOLDER
+from amimv.pipelines.sources.load import FOLDER
 from amimv.trainers.checks import FREE_ON_RESUME
 from amimv.trainers.identity import check_data
 from amimv.trainers.settings import PretrainSettings, from_yaml, to_yaml
@@ -55,7 +55,7 @@ def default_name(settings: PretrainSettings) -> str:
     tail = "-natural" if s.profile == "natural" else f"-rho{rho.replace('+', '')}" if s.rho != 1 or s.total else ""
     tail += f"-n{s.total}" if s.total else ""
     tail += "-indices" if s.indices else ""
-    return f"{data}{tail}-{s.method}-{s.recipe}-{_plain(s.backbone)}-seed{s.seed}"
+    return f"{data}{tail}-{s.method}-{_plain(s.recipe)}-{_plain(s.backbone)}-seed{s.seed}"
 
 
 def _file_name(data: str) -> str:

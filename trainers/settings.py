@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, cast, get_type_hints
@@ -18,7 +18,9 @@ import yaml
 
 from amimv import InputError, check_choice, did_you_mean, shown, user_path
 from amimv.models.methods import METHODS
-from amimv.pipelines import ViewPolicy
+from amimv.pipelines import ViewPolicy, build_policy
+from amimv.pipelines.operations import OPERATIONS
+from amimv.pipelines.params import operation_settings
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.pipelines.recipes import HARD
 from amimv.trainers.checks import check, check_value, idle, refuse_contradictions, words_of
@@ -30,14 +32,14 @@ CONFIGS = Path(__file__).parent / "configs"
 #: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
 METHOD_ALIASES = {"amimv": "mimv"}
 #: Settings that are places, in which ``~`` is the home folder; so it is in ``data``, where that is a place.
-PATHS = ("root", "indices", "output", "config")
+PATHS = ("root", "cache", "indices", "output", "config")
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
     data: str = "phantom"
     """phantom, a 2-D MedMNIST name (retinamnist, ...), the path of an .npz in MedMNIST's layout, or folder:PATH with a
-    folder of images per class in PATH/train, PATH/val and PATH/test"""
+    folder of images per class (without labels: with images) in PATH/train, PATH/val and PATH/test"""
     data_seed: int = 0
     """of phantom, of the long-tailed subset and of the label fractions: any 64-bit integer"""
     size: int = 0
@@ -49,6 +51,14 @@ class PretrainSettings:
     MedMNIST says, or inferred"""
     root: str = ""
     """folder of MedMNIST's files; empty: $AMIMV_DATA, else medmnist's own"""
+    cache: str = ""
+    """a folder for decoded images of folder:PATH: the next start maps them into memory in seconds; empty: none"""
+    groups: str = ""
+    """of images of one patient, lesion or slide, for the partner same-group: a column of NAME_index.csv beside the
+    data, or FILE.csv:COLUMN; empty: train_groups, ... of an .npz that has them"""
+    value_range: tuple[float, float] | None = None
+    """the stored values that become 0 and 1 (12 bits in 16: 0 4095); by default those of 8 bits, and of 16 bits those
+    that the training images have"""
     rho: float = 1.0
     """imbalance ratio of the training subset; 1 with the exp profile and no total is the natural set"""
     profile: str = "exp"
@@ -60,7 +70,8 @@ class PretrainSettings:
 
     method: Annotated[str, tyro.conf.arg(help=f"one of {', '.join((*METHOD_ALIASES, *METHODS))}")] = "amimv"
     recipe: str = "amimv"
-    """which views of which images make up a pair: amimv, two-view, multi-crop, mimv, amimv-roles, ..."""
+    """which views of which images make up a pair: amimv, two-view, multi-crop, mimv, amimv-roles, ..., or a text such
+    as "N(x)+A(y) | A(x)+N(y)" """
     online: str = "hard"
     """of recipe amimv-strength: which augmentation the online side sees, hard or soft"""
     partners: int = 1
@@ -68,7 +79,7 @@ class PretrainSettings:
     sampler: str = "uniform"
     """of the anchors: uniform, class-balanced, square-root, effective-number, progressive or cluster-balanced"""
     partner: str = "uniform"
-    """of the partners, likewise"""
+    """of the partners, likewise, or same-group: another image of the anchor's patient, lesion or slide"""
     beta: float = 0.999
     """of effective-number"""
     clusters: int = 20
@@ -82,32 +93,6 @@ class PretrainSettings:
 
     view_size: int = 0
     """of the views, in pixels; 0: that of the images"""
-    crop_min: float = HARD.crop[0]
-    """smallest area of the random crop, as a share of the image"""
-    crop_max: float = HARD.crop[1]
-    """largest area of the random crop"""
-    hflip: float = HARD.hflip
-    """probability of mirroring left-right"""
-    vflip: float = HARD.vflip
-    """probability of mirroring up-down"""
-    rotation: float = HARD.rotation
-    """largest angle, in degrees"""
-    brightness: float = HARD.brightness
-    """strength of the jitter"""
-    contrast: float = HARD.contrast
-    """strength of the jitter"""
-    saturation: float = HARD.saturation
-    """strength of the jitter"""
-    hue: float = HARD.hue
-    """strength of the jitter, in turns"""
-    jitter_p: float = HARD.jitter_p
-    """probability of the jitter"""
-    grey_p: float = HARD.grey_p
-    """probability of greyscale"""
-    blur_p: float = HARD.blur_p
-    """probability of Gaussian blur"""
-    solarise_p: float = HARD.solarise_p
-    """probability of solarisation"""
     second_crop_min: float | None = None
     """like crop_min, of side b's view in recipes two-view and multi-crop; None: as side a's"""
     second_jitter_p: float | None = None
@@ -194,37 +179,12 @@ class PretrainSettings:
 
     def policy(self) -> ViewPolicy:
         """The augmentation ``A``."""
-        return ViewPolicy(
-            size=self.view_size or None,
-            crop=(self.crop_min, self.crop_max),
-            ratio=HARD.ratio,
-            hflip=self.hflip,
-            vflip=self.vflip,
-            rotation=self.rotation,
-            brightness=self.brightness,
-            contrast=self.contrast,
-            saturation=self.saturation,
-            hue=self.hue,
-            jitter_p=self.jitter_p,
-            grey_p=self.grey_p,
-            blur_p=self.blur_p,
-            solarise_p=self.solarise_p,
-        )
+        return build_policy({name: getattr(self, name) for name in operation_settings()}, self.view_size or None)
 
     def second_policy(self) -> ViewPolicy:
         """The augmentation ``A'`` of side b in two-view recipes."""
-
-        def second(value: float | None, first: float) -> float:
-            return first if value is None else value
-
-        return replace(
-            self.policy(),
-            crop=(second(self.second_crop_min, self.crop_min), self.crop_max),
-            jitter_p=second(self.second_jitter_p, self.jitter_p),
-            grey_p=second(self.second_grey_p, self.grey_p),
-            blur_p=second(self.second_blur_p, self.blur_p),
-            solarise_p=second(self.second_solarise_p, self.solarise_p),
-        )
+        given = {name: getattr(self, f"second_{name}", None) for name in operation_settings()}
+        return self.policy().changed(**{name: value for name, value in given.items() if value is not None})
 
 
 def settings_class(method: str) -> type[PretrainSettings]:
@@ -233,13 +193,22 @@ def settings_class(method: str) -> type[PretrainSettings]:
     return _combined(METHOD_ALIASES.get(method, method))
 
 
+def _augmentation() -> list[tuple[str, Any, Any]]:
+    """The settings of all operations as fields of ours: their documentation, and as defaults MIMV's augmentation."""
+    described = {setting.name: setting for kind in OPERATIONS for setting in fields(kind)}
+    return [
+        (name, Annotated[described[name].type, tyro.conf.arg(help=described[name].metadata["help"])], value)
+        for name, value in HARD.settings().items()
+    ]
+
+
 @cache
 def _combined(method: str) -> type[PretrainSettings]:
     bases = (METHODS[method].settings, PretrainSettings)
     twice = {field.name for field in fields(bases[0])} & {field.name for field in fields(bases[1])}
     if twice:
         raise TypeError(f"settings of method {method} have names of the trainer's: {', '.join(sorted(twice))}")
-    made = make_dataclass("Settings", [], bases=bases, frozen=True, namespace={"__module__": __name__})
+    made = make_dataclass("Settings", _augmentation(), bases=bases, frozen=True, namespace={"__module__": __name__})
     return cast(type[PretrainSettings], made)
 
 

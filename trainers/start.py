@@ -41,5 +41,5 @@ def describe_start(store: ImageStore) -> dict[str, Any]:
         "task": store.task,
         "training_images": len(store),
         "training_counts": counts,
-        "realised_ratio": realised_ratio(counts) if min(counts) else None,
+        "realised_ratio": realised_ratio(counts) if counts and 0 not in counts else None,
     }

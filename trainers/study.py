@@ -30,7 +30,8 @@ from typing import Any, get_origin, get_type_hints
 from amimv import InputError, check_choice, did_you_mean, shown
 from amimv.files import replacing
 from amimv.pipelines import ImageStore, largest_total
-from amimv.pipelines.stores import FOLDER, medmnist_names
+from amimv.pipelines.sources.load import FOLDER
+from amimv.pipelines.sources.npz import medmnist_names
 from amimv.trainers.checks import NO_EFFECT, OF_BASELINES
 from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.run_folder import default_name
@@ -39,11 +40,13 @@ from amimv.trainers.yaml_values import coerce, read_yaml
 
 PARTS = ("settings", "sets", "grids")
 #: Settings whose value is a list: in a grid they are one value, not an axis.
-LISTS = tuple(name for name, kind in get_type_hints(PretrainSettings).items() if get_origin(kind) is tuple)
+LISTS = tuple(
+    name for name, kind in get_type_hints(settings_class(PretrainSettings.method)).items() if get_origin(kind) is tuple
+)
 #: Settings that the study itself decides about.
 OWN = ("output", "name", "config", "resume", "baselines", "indices", "evaluate")
 #: What decides which published split is read.
-OF_SPLIT = ("data", "size", "channels", "task", "root", "data_seed")
+OF_SPLIT = ("data", "size", "channels", "task", "groups", "value_range", "root", "data_seed")
 #: What does not tell two cells apart: names of the subset (its images do) and what touches no result.
 NOT_IDENTITY = ("rho", "profile", "total", *NO_EFFECT)
 PLAN_COLUMNS = (
@@ -246,7 +249,7 @@ def image_shape(settings: PretrainSettings) -> tuple[int, int]:
 def _common_total(split: PretrainSettings, rhos: tuple[float, ...], profile: str) -> int:
     train = _training_split(split)
     assert isinstance(train, ImageStore)
-    return largest_total(train.labels, rhos, profile, train.n_classes)
+    return largest_total(train.known_labels("a long tail"), rhos, profile, train.n_classes)
 
 
 @cache

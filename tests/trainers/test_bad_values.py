@@ -29,12 +29,16 @@ BAD: dict[type, tuple[Any, ...]] = {
 
 def kind_of(name: str) -> type:
     kind = get_type_hints(settings_class(METHOD_OF[name]))[name]
-    return next(one for one in get_args(kind) if one is not type(None)) if get_args(kind) else kind  # type: ignore[no-any-return]
+    while get_args(kind):  # of a tuple's items, and of what may be None
+        kind = next(one for one in get_args(kind) if one is not type(None))
+    return kind  # type: ignore[no-any-return]
 
 
 def values_for(name: str) -> list[Any]:
     values = list(BAD[kind_of(name)])
-    return values + [[value] for value in values] if name in ("label_fractions", "supervised_lr") else values
+    if get_origin(get_type_hints(PretrainSettings).get(name)) is tuple:
+        return values + [[value] for value in values]
+    return values + [[0.5, value] for value in values] if name.endswith(("_range", "_sigma", "_ratio")) else values
 
 
 class Network(nn.Module):

@@ -9,7 +9,8 @@ import pytest
 
 from amimv import InputError
 from amimv.models.methods import METHODS
-from amimv.trainers.checks import IDLE, NO_EFFECT, NO_NEGATIVES, ONE_IMAGE
+from amimv.pipelines import RECIPES
+from amimv.trainers.checks import IDLE, NO_EFFECT, NO_NEGATIVES, one_image
 from amimv.trainers.pretrain import make_recipe
 from amimv.trainers.settings import METHOD_ALIASES, resolve, settings_class, settings_from
 
@@ -83,9 +84,12 @@ def test_what_files_and_presets_set_is_never_held_against_the_user(
 
 IDLES = [
     ("--recipe multi-crop --partner square-root", "partner: recipe multi-crop has no partner"),
-    ("--method simclr --online soft", "online: the recipe is two-view, not amimv-strength"),
-    ("--method mimv --second-blur-p 0.1 --second-crop-min 0.5", "second_blur_p, second_crop_min: recipe mimv is not"),
-    ("--local-crops 3", "local_crops: the recipe is"),
+    ("--method simclr --online soft", "online: recipe two-view has no hard and soft strength"),
+    (
+        "--method mimv --second-blur-p 0.1 --second-crop-min 0.5",
+        "second_blur_p, second_crop_min: recipe mimv has partners",
+    ),
+    ("--local-crops 3", "local_crops: recipe amimv-views has no local crops"),
     ("--sampler class-balanced --beta 0.9", "beta: no sampler is effective-number"),
     ("--clusters 9 --cluster-every 2", "clusters, cluster_every: no sampler is cluster-balanced"),
     ("--method byol --exclude-duplicates yes", "exclude_duplicates: method byol has no negatives"),
@@ -96,6 +100,7 @@ IDLES = [
     ("--baselines no --supervised-steps 9", "supervised_steps: nothing is trained on labels"),
     ("--data retinamnist --data-seed 4", "data_seed: neither phantom, a subset nor a share of the labels is drawn"),
     ("--root somewhere", "root: phantom is not looked for there"),
+    ("--cache kept", "cache: phantom is no folder of images"),
     ("--baselines only --method simclr --lr 3 --hue 0.1 --seed 2", "method, lr: baselines only trains nothing"),
     ("--baselines only --no-evaluate", "evaluate: baselines only trains nothing, and evaluates always"),
 ]
@@ -141,5 +146,6 @@ def test_the_lists_are_of_settings_methods_and_recipes_that_there_are() -> None:
     for name in METHODS:
         uses_ids = inspect.getsource(METHODS[name].build.loss).count("ids") > 1
         assert uses_ids == (name not in NO_NEGATIVES), name
-    for recipe in ("two-view", "multi-crop", "mimv", "amimv-roles", "amimv-strength", "amimv-views"):
-        assert (make_recipe(resolve(["--recipe", recipe])[0]).slots == 1) == (recipe in ONE_IMAGE)
+    for recipe in (*RECIPES, "A(x) | N(x)", "A(x) | A(y)", "A(x) | A(y2)+N(y)"):
+        settings = resolve(["--recipe", recipe])[0]
+        assert (make_recipe(settings).slots == 1) == one_image(settings)

@@ -45,7 +45,7 @@ def test_the_subset_asked_for(skewed: str, profile: str, rho: float, total: int,
     expected = long_tail(store.labels, rho, profile, 3, total or None)
     assert torch.equal(found.indices, expected)
     assert len(found.indices) == len(found.store) == n
-    assert torch.equal(found.store.images, store.images[expected])
+    assert torch.equal(found.store.gather(torch.arange(n)), store.gather(expected))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,19 @@ def test_other_data_get_other_names_of_plain_letters() -> None:
         assert len(name) < 200
 
 
+RECIPES = ["mimv", "A(x) | A(y)", "A(x) | A'(x)", "A(x)|A(x)", "N(x)+A(y) | A(x)+N(y)", "N(x)|A(y)+A(x)+N(y)"]
+
+
+def test_other_recipes_get_other_names_of_plain_letters() -> None:
+    long = ["+".join(["A(x)"] * n) + " | N(x)" for n in (60, 61)]
+    names = {recipe: name_of("--recipe", recipe) for recipe in (*RECIPES, *long)}
+    assert len(set(names.values())) == len(names)
+    assert names["mimv"] == "phantom-simclr-mimv-small-seed0"
+    for name in names.values():
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name)
+        assert len(name) < 200
+
+
 @pytest.mark.parametrize(
     ("flags", "start"),
     [

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone, save_backbone
 from amimv.pipelines import ImageStore, load_store
-from amimv.pipelines.labels import MULTI_LABEL
-from amimv.pipelines.phantom import CLASS_NAMES, generate_phantom
-from amimv.pipelines.pixels import channel_statistics
 from amimv.pipelines.recipes import ALIASES
+from amimv.pipelines.sources.labels import MULTI_LABEL
+from amimv.pipelines.sources.phantom import CLASS_NAMES, generate_phantom
 from amimv.trainers import evaluate as command
 from amimv.trainers import evaluation
 from amimv.trainers.data import backbone_spec, load_split
@@ -48,8 +47,7 @@ TRAIN_COUNTS = (20, 14, 10, 8, 6, 5, 4)
 
 
 def make_store(images: Tensor, labels: Tensor, names: tuple[str, ...], split: str, task: str) -> ImageStore:
-    mean, std = channel_statistics(images)
-    return ImageStore(images, labels, "synthetic", split, names, task, torch.device("cpu"), mean, std)
+    return ImageStore.from_arrays(images, labels, name="synthetic", split=split, class_names=names, task=task)
 
 
 def phantom_store(split: str, counts: tuple[int, ...]) -> ImageStore:
@@ -97,7 +95,7 @@ def multi_label_store(split: str, n: int) -> ImageStore:
 def plain_features(network: nn.Module | None, store: ImageStore, spec: BackboneSpec) -> Tensor:
     """One image at a time, in evaluation mode, at the store's own size."""
     rows = []
-    for image in store.images:
+    for image in store.gather(torch.arange(len(store))):
         x = (image.double() / 255 - torch.tensor(spec.mean).double()) / torch.tensor(spec.std).double()
         x = x.permute(2, 0, 1)[None].float()
         rows.append(x.flatten(1) if network is None else network(x))
@@ -654,7 +652,10 @@ def write_run(folder: Path, splits: Splits, *flags: str) -> PretrainSettings:
     arrays = {}
     for split in ("train", "val", "test"):
         store = getattr(splits, split)
-        arrays |= {f"{split}_images": store.images.numpy(), f"{split}_labels": store.labels.numpy()}
+        arrays |= {
+            f"{split}_images": store.gather(torch.arange(len(store))).numpy(),
+            f"{split}_labels": store.known_labels("a test").numpy(),
+        }
     np.savez(folder / "own.npz", **arrays)
     settings, sources = resolve(["--data", str(folder / "own.npz"), "--supervised-steps", "0", *flags])
     (folder / "run").mkdir()

@@ -61,7 +61,7 @@ def test_a_folder_as_people_have_them(
 @pytest.mark.parametrize(
     ("place", "ending", "highest", "message"),
     [
-        ("Train/b", ".png", 4095, "lesions, train: 6 of 12 images looked at have 16 bits, values"),
+        ("Train/b", ".png", 4095, "lesions, train: 6 of 12 images looked at have 16 bits, the others 8"),
         ("VAL/A", ".png", 255, "VAL has both A and a: rename one, or put them together"),
         ("training/a", ".png", 255, "has both Train and training, which mean the same split 'train'"),
     ],
@@ -85,3 +85,22 @@ def test_what_is_refused_is_one_line_and_status_2(
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+def test_twelve_bits_from_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second run decodes nothing, and has the same losses; validation is rendered with the training range."""
+    top = tmp_path / "scans"
+    for split, highest in (("train", 4095), ("val", 2000), ("test", 2000)):
+        for name in "ab":
+            write(top / split / name, 12, ".png", highest)
+    losses = []
+    for run in ("first", "second"):
+        with caplog.at_level(logging.INFO, "amimv"):
+            flags = ("--steps", "2", "--baselines", "no", "--knn-every", "1", "--cache", "kept", "--name", run)
+            start(monkeypatch, top, *flags)
+        losses.append((tmp_path / "runs" / run / "metrics.jsonl").read_text())
+        monkeypatch.setattr("amimv.pipelines.sources.folder.decode", None)
+    assert losses[0] == losses[1]
+    assert len(list((tmp_path / "kept").glob("*.images"))) == 3

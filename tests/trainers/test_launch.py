@@ -393,7 +393,7 @@ for name in ("pipelines", "models", "trainers", "tools"):
     package = importlib.import_module("amimv." + name)
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
-from amimv.pipelines.folders import _share_of_cores
+from amimv.pipelines.sources.encoded import _share_of_cores
 assert _share_of_cores() >= 1
 from amimv.trainers import pretrain
 sys.argv = ["pretrain.py", *{TINY!r}]

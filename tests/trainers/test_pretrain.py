@@ -38,7 +38,7 @@ N_TRAIN = 96
 @pytest.fixture(scope="session")
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A phantom of 96 training images in MedMNIST's layout, so that a whole run takes seconds."""
-    from amimv.pipelines.phantom import generate_phantom
+    from amimv.pipelines.sources.phantom import generate_phantom
 
     arrays = {}
     for split, counts in (("train", (30, 20, 14, 12, 8, 7, 5)), ("val", (4,) * 7), ("test", (4,) * 7)):
@@ -545,7 +545,7 @@ BAD_FLAGS = {
     "crop larger than image": (("--view-size", "64"), "larger than the images"),
     "batch larger than data": (("--batch-size", "500"), "96 images"),
     "batch not divisible": (("--accumulation", "3"), "does not divide"),
-    "bad probability": (("--hflip", "1.5"), "probability"),
+    "bad probability": (("--hflip", "1.5"), "hflip is 1.5, expected a number, at least 0 and at most 1"),
     "impossible ratio": (("--rho", "0.5"), "0.5"),
     "fp16 without gpu": (("--mixed-precision", "fp16"), "GPU"),
     "no length": (("--steps", "0"), "--epochs or --steps"),
@@ -595,7 +595,7 @@ def test_bad_files_end_in_one_line(
     gap[:48] = 2
     cases = {
         "nan": ({"train_images": np.full((96, 28, 28, 3), np.nan, dtype=np.float32)}, "NaN"),
-        "lost": ({"val_labels": None}, "val_labels"),
+        "lost": ({"val_labels": None}, "val images have no labels"),
         "gap": ({"train_labels": gap}, "class 1"),
     }
     for name, (changed, said) in cases.items():

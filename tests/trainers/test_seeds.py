@@ -12,8 +12,8 @@ from sklearn.utils import check_random_state
 
 from amimv import InputError
 from amimv.pipelines import label_fraction, long_tail
-from amimv.pipelines.phantom import draw_counts, generate_phantom
 from amimv.pipelines.rng import Key, hashes, library_seed
+from amimv.pipelines.sources.phantom import draw_counts, generate_phantom
 from amimv.trainers import pretrain
 from amimv.trainers.settings import from_yaml, resolve
 
@@ -35,7 +35,7 @@ def test_a_librarys_seed_of_an_ordinary_one_is_its_sum_with_the_epoch(seed: int)
 
 def test_no_two_seeds_draw_the_same_data() -> None:
     positions = torch.arange(4)
-    assert len({tuple(hashes(Key(seed), positions, 2).flatten().tolist()) for seed in EXTREME}) == len(EXTREME)
+    assert len({tuple(hashes(Key(seed, 0), positions, 2).flatten().tolist()) for seed in EXTREME}) == len(EXTREME)
     labels = torch.arange(4).repeat_interleave(25)
     for seed in EXTREME:
         assert len(long_tail(labels, rho=5, seed=seed)) < 100
@@ -84,7 +84,7 @@ def test_other_seeds_are_refused_by_flag_and_by_file(tmp_path: Path, name: str, 
     for flags in ([f"--{name.replace('_', '-')}", str(value)], ["--config", str(config)]):
         with pytest.raises(InputError, match=rf"{name} is \S+, expected at (least|most) -?\d+$") as caught:
             resolve(flags)
-        assert len(str(caught.value)) < 200
+        assert len(str(caught.value).replace(str(tmp_path), "")) < 200
 
 
 @pytest.mark.parametrize("value", EXTREME)

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import nn
 from amimv import InputError, user_path
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
-from amimv.pipelines import Recipe, ViewPolicy, load_store
-from amimv.pipelines.stores import SPLITS
+from amimv.pipelines import HARD, Recipe, ViewPolicy, load_store
+from amimv.pipelines.operations import OPERATIONS
+from amimv.pipelines.sources.listing import SPLITS
 from amimv.trainers.pretrain import make_recipe
 from amimv.trainers.settings import (
     CONFIGS,
@@ -68,7 +70,7 @@ def test_each_layer_wins_over_those_below_it(tmp_path: Path) -> None:
     assert settings.optimizer != method_file["optimizer"]
     momentum = (settings.optimizer_momentum, sources["optimizer_momentum"])
     assert momentum == (method_file["optimizer_momentum"], "configs/mimv.yaml")
-    assert (settings.grey_p, sources["grey_p"]) == (PretrainSettings.grey_p, "default")
+    assert (settings.grey_p, sources["grey_p"]) == (settings_class("mimv").grey_p, "default")
     assert (settings.recipe, sources["recipe"]) == ("mimv", "configs/mimv.yaml")
     assert set(sources) == set(vars(settings))
 
@@ -131,6 +133,7 @@ def test_settings_of_one_method_are_not_those_of_another(tmp_path: Path) -> None
         (("--method", "simclr"), "simclr", "two-view"),
         (("--method", "simclr", "--recipe", "amimv"), "simclr", RECIPE_ALIASES["amimv"]),
         (("--method", "amimv", "--recipe", "amimv-roles"), "mimv", "amimv-roles"),
+        (("--recipe", "N(x)+A(y) | A(x)+N(y)"), "mimv", "N(x)+A(y) | A(x)+N(y)"),
     ],
 )
 def test_aliases_are_resolved(flags: tuple[str, ...], method: str, recipe: str) -> None:
@@ -405,12 +408,14 @@ SIDE_B: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", SIDE_A)
 def test_published_augmentation_of_both_sides(method: str) -> None:
-    a, b = both_policies(make_recipe(published(method)))
+    first, second = both_policies(make_recipe(published(method)))
+    a, b = (SimpleNamespace(**policy.settings()) for policy in (first, second))
     jitter, probabilities, smallest = SIDE_A[method]
     assert (a.brightness, a.contrast, a.saturation, a.hue) == jitter
     assert (a.jitter_p, a.grey_p, a.blur_p, a.solarise_p) == probabilities
-    assert (a.crop, a.hflip, a.vflip, a.rotation) == ((smallest, 1.0), 0.5, 0.0, 0.0)
-    assert b == replace(a, **SIDE_B.get(method, {}))
+    assert (a.crop_min, a.crop_max, a.crop_ratio) == (smallest, 1.0, (3 / 4, 4 / 3))
+    assert (a.hflip, a.vflip, a.rotation) == (0.5, 0.0, 0.0)
+    assert second == first.changed(**SIDE_B.get(method, {}))
     if method == "ressl":
         only_cropped_and_mirrored = (b.jitter_p, b.grey_p, b.blur_p, b.solarise_p, b.rotation, b.vflip)
         assert only_cropped_and_mirrored == (0.0,) * 6
@@ -421,14 +426,33 @@ def test_published_augmentation_of_both_sides(method: str) -> None:
 def test_presets_give_both_sides_the_same_augmentation(preset: str, method: str) -> None:
     settings, _ = resolve(["--method", method, "--preset", preset])
     a, b = both_policies(make_recipe(settings))
-    assert a.solarise_p == 0.0
-    assert b == (replace(a, jitter_p=0.0, grey_p=0.0, blur_p=0.0) if method == "ressl" else a)
+    assert a.settings()["solarise_p"] == 0.0
+    assert b == (a.changed(**SIDE_B["ressl"]) if method == "ressl" else a)
 
 
 def test_a_flag_for_the_second_side_changes_that_side_only() -> None:
     settings, _ = resolve(["--method", "simclr", "--second-crop-min", "0.5", "--second-blur-p", "0.125"])
     a, b = both_policies(make_recipe(settings))
-    assert b == replace(a, crop=(0.5, 1.0), blur_p=0.125) != a
+    assert b == a.changed(crop_min=0.5, blur_p=0.125) != a
+
+
+def test_every_setting_of_every_operation_is_a_setting(tmp_path: Path) -> None:
+    """A flag, a line of a file, and what the views are made by; what MIMV does without is off."""
+    text = "A(x)+S(y) | N(x)+A'(y)+L(y)"
+    examples = {name: v for kind in OPERATIONS for example in kind.examples.values() for name, v in example.items()}
+    flags = []
+    for name, value in examples.items():
+        values = value if isinstance(value, tuple) else (value,)
+        flags += [f"--{name.replace('_', '-')}", *map(str, values)]
+    settings, sources = resolve(["--recipe", text, *flags])
+    assert settings.policy() == HARD.changed(**examples)
+    again = from_yaml(write(tmp_path, to_yaml(settings, sources)))
+    assert again == settings
+    recipe = make_recipe(again)
+    assert recipe.name == text
+    assert [view.label for side in recipe.sides for view in side] == ["A(x)", "S(y)", "N(x)", "A'(y)", "L1(y)"]
+    assert recipe.sides[0][1].policy == HARD.changed(**examples).soft()
+    assert published("mimv").policy() == HARD
 
 
 # What can be wrong
@@ -439,6 +463,16 @@ def test_a_flag_for_the_second_side_changes_that_side_only() -> None:
     [
         (("--method", "simcrl"), "unknown method 'simcrl': did you mean simclr"),
         (("--recipe", "two-veiw"), "unknown recipe 'two-veiw': did you mean two-view"),
+        (("--recipe", "A(x) | B(x)"), "'B' at character 8, expected one of N, A, H, S, L for a view"),
+        (("--recipe", "A(x)\n|A(y2)"), "leaves out an image"),
+        (("--recipe", "A(x) | A(y)+A(y2)", "--partners", "2"), "names its own, but partners is 2"),
+        (
+            ("--recipe", "two-view", "--partners", "2"),
+            "recipe two-view has no partner, but partners is 2: leave one of them out",
+        ),
+        (("--blur-sigma", "2", "0.1"), "blur_sigma is (2.0, 0.1), expected (smallest, largest), each more than 0"),
+        (("--noise-std", "0.1", "1.5"), "noise_std is (0.1, 1.5)"),
+        (("--brightness", "inf"), "brightness is inf"),
         (("--sampler", "class-balance"), "unknown sampler 'class-balance': did you mean class-balanced"),
         (("--partner", "square"), "unknown partner sampler 'square': did you mean square-root"),
         (("--preset", "smal"), "unknown preset 'smal': did you mean small"),
@@ -456,7 +490,7 @@ def test_a_flag_for_the_second_side_changes_that_side_only() -> None:
         (("--baselines", "maybe"), "unknown value of baselines 'maybe'"),
         (("--baselines", "onyl"), "unknown value of baselines 'onyl': did you mean only"),
         (("--partners", "0"), "partners is 0, expected at least 1"),
-        (("--crop-min", "0"), "crop is (0.0, 1.0)"),
+        (("--crop-min", "0"), "crop_min is 0.0"),
         (("--hflip", "2"), "hflip is 2.0"),
         (("--second-blur-p", "2"), "blur_p is 2.0"),
         (("--method", "mocov3"), "unknown method 'mocov3': did you mean moco-v3"),
