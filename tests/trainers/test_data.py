@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from amimv import InputError
 from amimv.pipelines import load_store, long_tail, save_indices
-from amimv.trainers.data import load_training_subset
+from amimv.pipelines.sources import pixels
+from amimv.trainers.data import check_readable, load_training_subset
 from amimv.trainers.settings import PretrainSettings
 
 
@@ -65,3 +67,26 @@ def test_saved_indices_come_first(skewed: str, tmp_path: Path) -> None:
     found = load_training_subset(settings, "cpu")
     assert found.indices.tolist() == [2, 7, 33]
     assert found.store.labels.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_every_file_of_a_streamed_split_is_read_once(
+    damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that the look at the pixels has left out."""
+    pytest.importorskip("nvidia.dali.experimental.dynamic", reason="nvidia.dali is not installed")
+    monkeypatch.setattr(pixels, "SAMPLE", 2)
+    for i in range(8):
+        folder = tmp_path / f"class {i % 2}"
+        folder.mkdir(exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    last = tmp_path / "class 1" / "7.png"
+    if damaged:
+        last.write_bytes(last.read_bytes()[:60])
+    store = load_store(f"folder:{tmp_path}", size=8, resident=False)
+    if not damaged:
+        check_readable(store, chunk=3)
+        return
+    with pytest.raises(InputError, match=r"7\.png"):
+        check_readable(store, chunk=3)
