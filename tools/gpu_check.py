@@ -170,7 +170,7 @@ def list_quick_steps(device: str) -> list[Step]:
 
 def measure_parity(save: Callable[[Record], None], **arguments: Any) -> Record:
     """Two (backend, device) against each other."""
-    from amimv.tools.parity import TOLERANCE, worst_differences
+    from amimv.tools.throughput.parity import TOLERANCE, worst_differences
 
     table = worst_differences(**arguments)
     worst = max(table, key=lambda operation: table[operation]["pixels"])
@@ -211,7 +211,7 @@ def measure_training(
     save: Callable[[Record], None], device: str, flags: list[str], measured_seconds: float, models: list[list[str]]
 ) -> Record:
     """A row for each (backbone, method, recipe); one that raises keeps no other from being measured."""
-    from amimv.tools.training_step import profile_step
+    from amimv.tools.throughput.training_step import profile_step
 
     record: Record = {"status": "failed", "result": "", "flags": flags, "rows": []}
     for backbone, method, recipe in models:

@@ -22,11 +22,11 @@ from rich.table import Table
 from amimv import InputError, check_choice, first_line, run_command, usable_cores, user_path
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.views import render_views
-from amimv.tools.measure import Rates, measure, threads, waiter
-from amimv.tools.rivals import RIVALS, Rival
-from amimv.tools.scaling import draw_scaling, measure_memory, measure_scaling
-from amimv.tools.stages import break_down, compare_views, write_trace
-from amimv.tools.training_step import profile_step
+from amimv.tools.throughput.measure import Rates, measure, threads, waiter
+from amimv.tools.throughput.rivals import RIVALS, Rival
+from amimv.tools.throughput.scaling import draw_scaling, measure_memory, measure_scaling
+from amimv.tools.throughput.stages import break_down, compare_views, write_trace
+from amimv.tools.throughput.training_step import profile_step
 from amimv.trainers.run_folder import describe_environment, write_json
 
 #: The row that the others are compared with: pipeline and recipe.

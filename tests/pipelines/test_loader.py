@@ -23,7 +23,7 @@ from amimv.pipelines.rng import Key, Stream
 from amimv.pipelines.samplers import SAMPLERS
 from amimv.pipelines.store import ImageStore
 from amimv.pipelines.views import render
-from amimv.tools.measure import held_memory
+from amimv.tools.throughput.measure import held_memory
 
 SIZE = 16
 COUNTS = (24, 14, 9, 3)

@@ -14,7 +14,7 @@ from amimv import InputError
 from amimv.pipelines.dali_backend import render_dali
 from amimv.pipelines.kornia_backend import render_kornia
 from amimv.pipelines.params import ViewParams
-from amimv.tools.parity import (
+from amimv.tools.throughput.parity import (
     CASES,
     MEAN,
     SIZES,

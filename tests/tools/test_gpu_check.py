@@ -230,7 +230,7 @@ def test_a_quick_run_without_dali(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_parity_fails_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"blur": {"pixels": 5e-4, "normalised": 2e-3}, "crop": {"pixels": 6e-4, "normalised": 8e-4}}
-    monkeypatch.setattr("amimv.tools.parity.worst_differences", lambda **arguments: rows)
+    monkeypatch.setattr("amimv.tools.throughput.parity.worst_differences", lambda **arguments: rows)
     record = gpu_check.measure_parity(lambda record: None)
     assert record["status"] == "failed"
     assert record["result"].startswith("at most 6.0e-04 in pixels (crop); blur over 0.001")
@@ -256,7 +256,7 @@ def test_an_error_of_one_model_keeps_the_others(monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError("out of memory\nmore")
         return {"step_ms": 2.0}
 
-    monkeypatch.setattr("amimv.tools.training_step.profile_step", step)
+    monkeypatch.setattr("amimv.tools.throughput.training_step.profile_step", step)
     models = [["small", "simclr", "two-view"], ["resnet18", "mimv", "amimv"], ["small", "mimv", "amimv"]]
     record = gpu_check.measure_training(lambda record: None, "cpu", ["--compile"], 0.1, models)
     assert record["status"] == "failed"

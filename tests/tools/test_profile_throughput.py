@@ -11,9 +11,9 @@ import torch
 from amimv import InputError
 from amimv.pipelines import ImageStore, get_recipe, load_store
 from amimv.tools import profile_throughput as tool
-from amimv.tools.measure import Rates
 from amimv.tools.profile_throughput import ProfileSettings, Row, profile, reference_rate
-from amimv.tools.rivals import RIVALS
+from amimv.tools.throughput.measure import Rates
+from amimv.tools.throughput.rivals import RIVALS
 
 QUICK = ProfileSettings(batch_sizes=(32,), repeats=2, seconds=0.02)
 
@@ -108,7 +108,7 @@ def test_stages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_watched_functions_are_put_back(store: ImageStore) -> None:
-    from amimv.tools.stages import STAGES, break_down
+    from amimv.tools.throughput.stages import STAGES, break_down
 
     before = {name: getattr(*where) for name, where in STAGES.items()}
     assert "blur" in before
@@ -132,7 +132,7 @@ def test_training_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 
 def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from amimv.tools import scaling
+    from amimv.tools.throughput import scaling
 
     monkeypatch.setattr(scaling, "BATCH_SIZES", (16, 32))
     monkeypatch.setattr(scaling, "SIZES", (12, 16))
@@ -163,7 +163,7 @@ def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_rates_are_medians_and_quartiles() -> None:
-    from amimv.tools.measure import summarise
+    from amimv.tools.throughput.measure import summarise
 
     assert summarise([3.0, 1.0, 2.0]) == Rates(2.0, 1.0, 3.0)
     assert summarise([5.0]) == Rates(5.0, 5.0, 5.0)
@@ -172,7 +172,7 @@ def test_rates_are_medians_and_quartiles() -> None:
 def test_the_stopwatch_charges_the_inner_stage() -> None:
     from types import SimpleNamespace
 
-    from amimv.tools.measure import Stopwatch
+    from amimv.tools.throughput.measure import Stopwatch
 
     waits: list[int] = []
     stopwatch = Stopwatch(lambda: waits.append(1))
@@ -184,7 +184,7 @@ def test_the_stopwatch_charges_the_inner_stage() -> None:
     inner = SimpleNamespace(run=lambda: spend(2.0))
     outer = SimpleNamespace(run=lambda: (spend(1.0), inner.run()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("amimv.tools.measure.time.perf_counter", lambda: now[0])
+        patch.setattr("amimv.tools.throughput.measure.time.perf_counter", lambda: now[0])
         with stopwatch.watch({"inner": (inner, "run"), "outer": (outer, "run")}):
             outer.run()
             outer.run()

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from amimv.pipelines import PairBatch
-from amimv.tools.measure import Stopwatch, peak_memory, waiter
+from amimv.tools.throughput.measure import Stopwatch, peak_memory, waiter
 from amimv.trainers.launch import make_accelerator
 from amimv.trainers.pretrain import Training, build_training, train_step
 from amimv.trainers.settings import resolve

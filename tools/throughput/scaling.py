@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from amimv.pipelines import ImageStore, PairLoader, get_recipe, load_store
-from amimv.tools.measure import held_memory
-from amimv.tools.stages import run_epochs
+from amimv.tools.throughput.measure import held_memory
+from amimv.tools.throughput.stages import run_epochs
 
 BATCH_SIZES = (64, 128, 256, 512, 1024, 2048)
 SIZES = (28, 48, 64, 96, 128)

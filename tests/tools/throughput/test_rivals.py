@@ -18,8 +18,8 @@ from amimv import InputError
 from amimv.pipelines import HARD, ImageStore, Key, ViewPolicy, draw_view_params, render
 from amimv.pipelines.operations.blur import blur_window
 from amimv.pipelines.sources.phantom import generate_phantom
-from amimv.tools import rivals
-from amimv.tools.rivals import RIVALS, Rival, Views, dali_pil_views, kornia_views, lightly_views
+from amimv.tools.throughput import rivals
+from amimv.tools.throughput.rivals import RIVALS, Rival, Views, dali_pil_views, kornia_views, lightly_views
 
 #: One row per way to make views: those that differ in the number of workers only are left out.
 KINDS = [r for r in RIVALS if (r.threads == "workers") == (r.module == "lightly")]

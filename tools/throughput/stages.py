@@ -10,7 +10,7 @@ import torch
 
 from amimv.pipelines import ImageStore, PairLoader, PairSampler, Recipe, images, kornia_backend, views
 from amimv.pipelines.operations import PIXELS
-from amimv.tools.measure import Stopwatch, waiter
+from amimv.tools.throughput.measure import Stopwatch, waiter
 
 #: The stages of a batch in their order: the object that each function is looked up in, and its name there.
 STAGES: dict[str, tuple[Any, str]] = {
