@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amimv.signals import AGAIN, EXIT_INTERRUPTED, interruptible, interruption
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: Exit statuses of the commands: input that cannot be used, and files that cannot be read or written.
 EXIT_BAD_INPUT = 2

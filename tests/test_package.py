@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -70,6 +71,13 @@ def test_the_packages_listed_are_the_folders_on_disk() -> None:
     assert set(package_folders().values()) == on_disk
 
 
+def test_a_checkout_has_the_whole_package_under_its_name() -> None:
+    """mypy and editors find `amimv.pipelines` by a link; without links mypy would see one file and be content."""
+    tops = {folder.split("/")[0] for folder in package_folders().values()} - {"amimv"}
+    links = {path.name: os.readlink(path) for path in (ROOT / "amimv").iterdir() if path.is_symlink()}
+    assert links == {top: f"../{top}" for top in tops}
+
+
 def test_every_folder_with_modules_is_a_package() -> None:
     tops = {folder.split("/")[0] for folder in package_folders().values()}
     for folder, files in walk():
@@ -126,8 +134,9 @@ def test_importing_the_pipelines_brings_no_backend() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_the_version_is_the_same_everywhere() -> None:
-    assert pyproject()["project"]["version"] == amimv.__version__
+def test_the_version_stands_in_one_place() -> None:
+    assert pyproject()["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "amimv.__version__"}
+    assert importlib.metadata.version("amimv") == amimv.__version__
 
 
 def test_console_scripts_point_at_functions() -> None:

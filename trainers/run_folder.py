@@ -43,7 +43,7 @@ def revision() -> str:
         found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return __version__
-    inside_package = (Path(__file__).parent.parent / "pyproject.toml").is_file()
+    inside_package = (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file()
     return found.stdout.strip() if inside_package else __version__
 
 
