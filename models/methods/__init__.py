@@ -1,40 +1,28 @@
 """The methods by their names on the command line.
 
-A method is a class and its frozen settings in a file of its own here: ``barlow-twins`` is `BarlowTwins` and
-`BarlowTwinsSettings` in ``barlow_twins.py``. To add one, see ``docs/adding-a-method.md``.
+A method is a class in a file of its own here, which is imported when it is built, and its settings in ``settings.py``.
+To add one, see ``docs/adding-a-method.md``.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
-NAMES = (
-    "barlow-twins",
-    "byol",
-    "dino",
-    "mimv",
-    "moco-v3",
-    "nnclr",
-    "ressl",
-    "sdclr",
-    "simclr",
-    "simclr-ts",
-    "simsiam",
-    "swav",
-    "vicreg",
-)
+from amimv.models.methods.settings import SETTINGS, MethodSettings
 
 
-class Method(NamedTuple):
-    """A method's class, built from (backbone, settings), and its frozen settings."""
+@dataclass(frozen=True)
+class Method:
+    """A method by name, and its frozen settings."""
 
-    build: Any
-    settings: type
+    name: str
+    settings: type[MethodSettings]
+
+    @property
+    def build(self) -> Any:
+        """Its class, built from (backbone, settings)."""
+        module = import_module(f"{__name__}.{self.name.replace('-', '_')}")
+        return getattr(module, self.settings.__name__.removesuffix("Settings"))
 
 
-def _load(name: str) -> Method:
-    module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    title = name.title().replace("-", "")
-    return Method(getattr(module, title), getattr(module, title + "Settings"))
-
-
-METHODS = {name: _load(name) for name in NAMES}
+METHODS = {name: Method(name, settings) for name, settings in SETTINGS.items()}

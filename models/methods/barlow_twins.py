@@ -4,8 +4,6 @@ The cross-correlation of the dimensions of sides a and b, over the batch, is dra
 teacher; a local side is paired with both.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +12,7 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import barlow_twins_loss
 from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
-
-
-@dataclass(frozen=True)
-class BarlowTwinsSettings:
-    redundancy: float = 0.0051
-    """lambda, the weight of the off-diagonal correlations"""
-    loss_scale: float = 0.1
-    """of the whole loss"""
-    projector_hidden: int = 2048
-    """width of the projector's two hidden layers"""
-    projector_out: int = 2048
-    """width of the embedding"""
+from amimv.models.methods.settings import BarlowTwinsSettings
 
 
 class BarlowTwins(nn.Module):

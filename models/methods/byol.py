@@ -4,8 +4,6 @@ The online network, with a predictor, predicts a moving-average target's embeddi
 negatives.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,19 +12,8 @@ from amimv.models.distributed import average_loss
 from amimv.models.heads import build_mlp
 from amimv.models.losses import byol_loss
 from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.settings import ByolSettings
 from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
-
-
-@dataclass(frozen=True)
-class ByolSettings:
-    momentum: float = 0.99
-    """of the moving-average target at the start; 1 at the end, by a cosine"""
-    projector_hidden: int = 4096
-    """width of the projector's hidden layer"""
-    projector_out: int = 256
-    """width of the embedding"""
-    predictor_hidden: int = 4096
-    """width of the predictor's hidden layer"""
 
 
 class Byol(nn.Module):

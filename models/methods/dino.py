@@ -5,8 +5,6 @@ sides a and b, the student all (recipe `multi-crop` gives it small crops). Centr
 teacher keep both from collapsing; the prototypes stay fixed at first.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -15,33 +13,8 @@ from amimv.models.distributed import average, average_loss
 from amimv.models.heads import Prototypes, build_mlp
 from amimv.models.losses import dino_loss
 from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.settings import DinoSettings
 from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
-
-
-@dataclass(frozen=True)
-class DinoSettings:
-    student_temperature: float = 0.1
-    """of the student's softmax"""
-    teacher_temperature: float = 0.07
-    """of the teacher's softmax, after the warm-up"""
-    teacher_temperature_start: float = 0.04
-    """of the teacher's softmax at the start; from there a line up"""
-    teacher_temperature_warmup: float = 0.05
-    """share of the training that the line takes"""
-    momentum: float = 0.9995
-    """of the moving-average teacher at the start; 1 at the end, by a cosine"""
-    centre_momentum: float = 0.9
-    """of the running mean of the teacher's scores, which moves once per micro-batch"""
-    freeze_prototypes: float = 0.001
-    """share of the training with fixed prototypes, at the start"""
-    projector_norm: bool = False
-    """BatchNorm after the projector's hidden layers"""
-    projector_hidden: int = 2048
-    """width of the projector's two hidden layers"""
-    projector_out: int = 256
-    """width of the embedding"""
-    prototypes: int = 4096
-    """number of prototypes"""
 
 
 def warmup_temperature(step: int, total_steps: int, start: float, end: float, warmup: float) -> float:

@@ -5,8 +5,6 @@ project's readings. The online network sees side a and the target side b, one wa
 network too, each against the same target.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -15,33 +13,8 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import mimv_loss
 from amimv.models.methods.encoder import Encoder, Online, Sides
+from amimv.models.methods.settings import MimvSettings
 from amimv.models.teacher import copy_teacher, update_teacher
-
-
-@dataclass(frozen=True)
-class MimvSettings:
-    temperature: float = 0.3
-    """of the cosine similarities"""
-    momentum: float = 0.9
-    """of the moving-average target, constant"""
-    self_term: str = "once"
-    """how a row's similarity with itself is left out: once, or published (twice, as the published code does)"""
-    high: float | None = 0.9
-    """similarities above are eliminated; None: kept"""
-    low: float | None = -0.9
-    """similarities below are eliminated; None: kept"""
-    near_zero: float | None = 0.1
-    """similarities this near to 0 are eliminated; None: kept"""
-    spare_positives: bool = False
-    """never eliminate positives, however extreme (published: they are)"""
-    average: str = "ratios"
-    """what is averaged over a batch: ratios, before the logarithm (published), or logs, after it"""
-    shared_norm: bool = False
-    """a side's views share BatchNorm statistics: one concatenated batch (published: one pass per view)"""
-    projector_hidden: int = 0
-    """width of the projector's two hidden layers; 0: that of the features"""
-    projector_out: int = 0
-    """width of the embedding; 0: a quarter of the features'"""
 
 
 class Mimv(nn.Module):

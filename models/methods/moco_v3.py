@@ -4,8 +4,6 @@ Queries of the online network (with a predictor) against keys of a moving-averag
 the rest of the batch. A ViT's random patch embedding stays as it is, which keeps its training stable (section 4).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,23 +12,8 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import info_nce
 from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.settings import MocoV3Settings
 from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
-
-
-@dataclass(frozen=True)
-class MocoV3Settings:
-    temperature: float = 0.2
-    """of the cosine similarities"""
-    momentum: float = 0.99
-    """of the moving-average target at the start; 1 at the end, by a cosine"""
-    projector_hidden: int = 4096
-    """width of the projector's hidden layers: one, or two for a ViT"""
-    projector_out: int = 256
-    """width of the embedding"""
-    predictor_hidden: int = 4096
-    """width of the predictor's hidden layer"""
-    freeze_patch_embedding: bool = True
-    """a ViT's patch embedding is not trained"""
 
 
 class MocoV3(nn.Module):

@@ -3,8 +3,6 @@
 The positive of a side's prediction is the nearest neighbour, in a queue, of the other side's projection, both ways.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,20 +12,7 @@ from amimv.models.heads import build_mlp
 from amimv.models.losses import nnclr_loss
 from amimv.models.memory import Queue
 from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
-
-
-@dataclass(frozen=True)
-class NnclrSettings:
-    temperature: float = 0.2
-    """of the cosine similarities"""
-    queue: int = 65536
-    """projections of earlier batches; the trainer caps it at the data set's size"""
-    projector_hidden: int = 2048
-    """width of the projector's two hidden layers"""
-    projector_out: int = 256
-    """width of the embedding"""
-    predictor_hidden: int = 4096
-    """width of the predictor's hidden layer"""
+from amimv.models.methods.settings import NnclrSettings
 
 
 class Nnclr(nn.Module):

@@ -4,8 +4,6 @@ The student's similarities to a queue of other images follow those of a moving-a
 augmented side. One way: the student sees side a and the teacher side b; local sides go to the student too.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -15,23 +13,8 @@ from amimv.models.heads import build_mlp
 from amimv.models.losses import ressl_loss
 from amimv.models.memory import Queue
 from amimv.models.methods.encoder import Encoder, Online, Sides
+from amimv.models.methods.settings import ResslSettings
 from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
-
-
-@dataclass(frozen=True)
-class ResslSettings:
-    student_temperature: float = 0.1
-    """of the student's similarities"""
-    teacher_temperature: float = 0.04
-    """of the teacher's similarities"""
-    momentum: float = 0.99
-    """of the moving-average teacher at the start; 1 at the end, by a cosine"""
-    queue: int = 65536
-    """embeddings of earlier batches; the trainer caps it at the data set's size"""
-    projector_hidden: int = 4096
-    """width of the projector's hidden layer"""
-    projector_out: int = 256
-    """width of the embedding"""
 
 
 class Ressl(nn.Module):

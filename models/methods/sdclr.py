@@ -7,7 +7,6 @@ most in the loss, which is SimCLR's.
 
 import copy
 import math
-from dataclasses import dataclass
 
 import torch
 from timm.layers import RmsNorm
@@ -19,22 +18,9 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import nt_xent
 from amimv.models.methods.encoder import Embeddings, Encoder, Online, Sides
+from amimv.models.methods.settings import SdclrSettings
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, RmsNorm)
-
-
-@dataclass(frozen=True)
-class SdclrSettings:
-    temperature: float = 0.2
-    """of the cosine similarities"""
-    pruned: float = 0.9
-    """share of the backbone's weights that the twin does without"""
-    prune_every: float = 0.0005
-    """share of the training between two choices of these weights; 0.0005: an epoch of 2,000"""
-    projector_hidden: int = 512
-    """width of the projector's two hidden layers"""
-    projector_out: int = 128
-    """width of the embedding"""
 
 
 class EncoderWithTwin(Encoder):

@@ -3,8 +3,6 @@
 Sides a and b are each other's positives; a local side is a positive of both.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -13,16 +11,7 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import nt_xent
 from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
-
-
-@dataclass(frozen=True)
-class SimclrSettings:
-    temperature: float = 0.2
-    """of the cosine similarities"""
-    projector_hidden: int = 2048
-    """width of the projector's hidden layer"""
-    projector_out: int = 256
-    """width of the embedding"""
+from amimv.models.methods.settings import SimclrSettings
 
 
 class Simclr(nn.Module):

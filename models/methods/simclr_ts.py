@@ -5,25 +5,11 @@ back, so that rare and frequent classes both get their share.
 """
 
 import math
-from dataclasses import dataclass
 
 from torch import nn
 
-from amimv.models.methods.simclr import Simclr, SimclrSettings
-
-
-@dataclass(frozen=True)
-class SimclrTsSettings(SimclrSettings):
-    temperature: float = 0.1
-    """the lowest, of the cosine similarities"""
-    highest_temperature: float = 1.0
-    """where the schedule starts, and comes back to"""
-    periods: float = 5.0
-    """how often it does so in the training"""
-    projector_hidden: int = 512
-    """width of the projector's hidden layer"""
-    projector_out: int = 128
-    """width of the embedding"""
+from amimv.models.methods.settings import SimclrTsSettings
+from amimv.models.methods.simclr import Simclr
 
 
 def swinging_temperature(step: int, total_steps: int, low: float, high: float, periods: float) -> float:

@@ -4,8 +4,6 @@ One network with a predictor; each side predicts the other's embedding, which ge
 teacher.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +12,7 @@ from amimv.models.distributed import average_loss
 from amimv.models.heads import build_mlp
 from amimv.models.losses import simsiam_loss
 from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
-
-
-@dataclass(frozen=True)
-class SimsiamSettings:
-    projector_hidden: int = 2048
-    """width of the projector's two hidden layers"""
-    projector_out: int = 2048
-    """width of the embedding"""
-    predictor_hidden: int = 512
-    """width of the predictor's hidden layer"""
-    fixed_predictor_lr: bool = True
-    """the predictor's learning rate stays at its peak"""
+from amimv.models.methods.settings import SimsiamSettings
 
 
 class Simsiam(nn.Module):

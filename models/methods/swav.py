@@ -6,8 +6,6 @@ queue of earlier embeddings helps where the batch has fewer rows than there are 
 codes.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -17,28 +15,7 @@ from amimv.models.heads import Prototypes, build_mlp
 from amimv.models.losses import swav_loss
 from amimv.models.memory import Queue
 from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
-
-
-@dataclass(frozen=True)
-class SwavSettings:
-    temperature: float = 0.1
-    """of the prediction"""
-    epsilon: float = 0.05
-    """smoothness of the codes"""
-    iterations: int = 3
-    """of Sinkhorn-Knopp"""
-    queue: int = 3840
-    """embeddings of earlier batches of each side; the trainer caps it at the data set's size"""
-    queue_start: float = 0.05
-    """share of the training before the queue is used"""
-    freeze_prototypes: float = 0.002
-    """share of the training with fixed prototypes, at the start"""
-    projector_hidden: int = 2048
-    """width of the projector's hidden layer"""
-    projector_out: int = 128
-    """width of the embedding"""
-    prototypes: int = 3000
-    """number of prototypes"""
+from amimv.models.methods.settings import SwavSettings
 
 
 class Swav(nn.Module):

@@ -4,8 +4,6 @@ Sides a and b are drawn together, while every dimension keeps its variance and d
 negatives, no teacher; a local side is paired with both.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,20 +12,7 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import vicreg_loss
 from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
-
-
-@dataclass(frozen=True)
-class VicregSettings:
-    invariance: float = 25.0
-    """weight of the distance between the sides"""
-    variance: float = 25.0
-    """weight of the hinge on each dimension's standard deviation"""
-    covariance: float = 1.0
-    """weight of the covariances"""
-    projector_hidden: int = 2048
-    """width of the projector's two hidden layers"""
-    projector_out: int = 2048
-    """width of the embedding"""
+from amimv.models.methods.settings import VicregSettings
 
 
 class Vicreg(nn.Module):

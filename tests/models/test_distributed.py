@@ -72,7 +72,7 @@ def build_method(name: str, backbone: str = "plain") -> Any:
     """With its teacher somewhere else than its online network, and a centre that is not 0."""
     torch.manual_seed(0)
     network = Plain() if backbone == "plain" else build_backbone(BackboneSpec(backbone, size=16))
-    build, settings = METHODS[name]
+    build, settings = METHODS[name].build, METHODS[name].settings
     names = {field.name for field in fields(settings)}
     method = build(network, settings(**{key: value for key, value in SMALL.items() if key in names}))
     without_batch_statistics(method)
