@@ -85,6 +85,19 @@ def test_the_diff_of_an_operation_is_the_code() -> None:
     assert {Path(name).name for name in files} >= {"__init__.py", "sharpness.py"}
 
 
+def test_the_site_builds_with_all_its_links(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra docs is not installed: pip install -e .[docs]")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)))  # a warning aborts
+    front = (tmp_path / "index.html").read_text()
+    assert "PairLoader" in front
+    assert not re.findall(r'(?:<script|<link[^>]+stylesheet)[^>]+(?:src|href)="(?:https?:)?//', front)  # offline
+    losses = (tmp_path / "api" / "amimv.models.losses" / "index.html").read_text()
+    assert 'id="amimv.models.losses.nt_xent"' in losses
+
+
 def test_links_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):

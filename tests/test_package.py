@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import amimv
 
@@ -137,6 +138,9 @@ def test_importing_the_pipelines_brings_no_backend() -> None:
 def test_the_version_stands_in_one_place() -> None:
     assert pyproject()["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "amimv.__version__"}
     assert importlib.metadata.version("amimv") == amimv.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == amimv.__version__
+    latest = re.search(r"^## \[(.+?)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert latest and latest[1] == amimv.__version__
 
 
 def test_console_scripts_point_at_functions() -> None:
