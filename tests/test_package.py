@@ -140,7 +140,8 @@ def test_the_version_stands_in_one_place() -> None:
     assert importlib.metadata.version("amimv") == amimv.__version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == amimv.__version__
     latest = re.search(r"^## \[(.+?)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
-    assert latest and latest[1] == amimv.__version__
+    assert latest is not None
+    assert latest[1] == amimv.__version__
 
 
 def test_console_scripts_point_at_functions() -> None:
