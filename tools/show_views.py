@@ -14,8 +14,8 @@ from torch import Tensor
 from amimv import run_command, user_path
 from amimv.pipelines import PairBatch, PairLoader, Recipe, ViewPolicy, load_store
 from amimv.pipelines.recipes import LETTERS
+from amimv.trainers.build import make_recipe
 from amimv.trainers.data import describe_data
-from amimv.trainers.pretrain import make_recipe
 from amimv.trainers.settings import resolve
 
 

@@ -40,8 +40,9 @@ from tqdm import tqdm
 
 from amimv import InputError, check_choice, run_command, user_path
 from amimv.files import locked
+from amimv.trainers.build import build_training
 from amimv.trainers.launch import asked, make_accelerator
-from amimv.trainers.pretrain import build_training, train_step
+from amimv.trainers.loop import train_step
 from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import Cell, digest_of, image_shape, read_study, write_plan
 
@@ -275,20 +276,20 @@ def measure_rate(settings: PretrainSettings) -> Measured | str:
     AcceleratorState._reset_state()  # each cell has a process of its own; here they take turns with their precision
     with tempfile.TemporaryDirectory() as folder:
         try:
-            run = build_training(settings, Path(folder), make_accelerator(settings, Path(folder)))
+            training = build_training(settings, make_accelerator(settings, Path(folder)))
         except InputError as error:
             return str(error)
-        batches = itertools.chain.from_iterable(run.loader.epoch(epoch) for epoch in itertools.count())
+        batches = itertools.chain.from_iterable(training.loader.epoch(epoch) for epoch in itertools.count())
         for _ in range(MEASURED):
-            train_step(run, batches, 0)
-        run.unread[-1][1].tolist()  # waits for the device
+            step = train_step(training, batches, 0)
+        step.values.tolist()  # waits for the device
         started = time.perf_counter()
         for _ in range(MEASURED):
-            train_step(run, batches, 0)
-        run.unread[-1][1].tolist()
-        views = len(run.loader.recipe.views)
+            step = train_step(training, batches, 0)
+        step.values.tolist()
+        views = len(training.loader.recipe.views)
         rate = MEASURED * settings.batch_size * views / (time.perf_counter() - started)
-        return Measured(rate, views, run.total_steps)
+        return Measured(rate, views, training.total_steps)
 
 
 def print_plan(cells: list[Cell], costs: list[float | str], output: Path) -> None:

@@ -7,11 +7,15 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from amimv import InputError
 from amimv.files import naming, replacing
+
+if TYPE_CHECKING:
+    from amimv.trainers.build import Training
 
 logger = logging.getLogger("amimv")
 
@@ -54,6 +58,49 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
             continue
         return state
     return None
+
+
+def state_of(training: "Training") -> dict[str, Any]:
+    """Everything that the next step depends on."""
+    scaler = training.accelerator.scaler
+    return {
+        "step": training.step,
+        "method": training.method.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "loader": training.loader.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "processes": training.accelerator.num_processes,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def load_state(training: "Training", state: dict[str, Any], folder: Path) -> None:
+    """Go on from such a state, of the run in this folder.
+
+    Raises:
+        InputError: it is that of another number of processes.
+    """
+    accelerator = training.accelerator
+    if state["processes"] != accelerator.num_processes:
+        raise InputError(
+            f"{folder} was run on {state['processes']} processes, not {accelerator.num_processes}: resume on as many"
+        )
+    training.step = state["step"]
+    training.method.load_state_dict(state["method"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.loader.load_state_dict(state["loader"])
+    if state["scaler"] is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"]:
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def checkpoint_bytes(training: "Training") -> int:
+    """At least; the optimiser has one number or more for each that it trains."""
+    tensors = [*training.method.state_dict().values(), *training.method.online.parameters()]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
 class JsonLines:

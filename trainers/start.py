@@ -1,15 +1,29 @@
 """The start of a run: whose folder it is, which data it has, and that nothing which it will need is missing."""
 
+import logging
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from amimv.pipelines import ImageStore, realised_ratio
-from amimv.trainers.data import HeldOut, Subset, check_readable
+from amimv.trainers.build import Training
+from amimv.trainers.data import HeldOut, Subset, check_readable, describe_images
 from amimv.trainers.identity import identify_all
-from amimv.trainers.run_folder import begin_run, find_run, go_on, lock_run, run_path
+from amimv.trainers.launch import without_effect
+from amimv.trainers.run_folder import (
+    begin_run,
+    describe_environment,
+    find_run,
+    go_on,
+    lock_run,
+    run_path,
+    write_json,
+)
 from amimv.trainers.settings import PretrainSettings
+
+logger = logging.getLogger("amimv")
 
 
 def claim_run(settings: PretrainSettings, held: ExitStack) -> bool:
@@ -31,6 +45,36 @@ def tie_to_data(
         if store is not None:
             check_readable(store)
     begin_run(folder, settings, sources, data, subset.indices)
+
+
+def log_start(training: Training, folder: Path) -> None:
+    """What the run is, on the console and in ``environment.json``."""
+    s, accelerator = training.settings, training.accelerator
+    for line in without_effect(os.environ):
+        logger.warning(line)
+    logger.info(describe_images(training.store))
+    logger.info(
+        "%s on %s, %s, %d steps of %d pairs, accumulation %d, precision %s, %d process(es) on %s, %s",
+        s.method,
+        s.recipe,
+        s.backbone,
+        training.total_steps,
+        s.batch_size,
+        s.accumulation,
+        s.mixed_precision,
+        accelerator.num_processes,
+        accelerator.device,
+        folder,
+    )
+    if s.accumulation > 1:
+        logger.info("negatives come from micro-batches of %d pairs", s.batch_size // s.accumulation)
+    extra = {
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "queue": getattr(training.method.settings, "queue", None),
+        **describe_start(training.store),
+    }
+    write_json(folder / "environment.json", describe_environment(extra))
 
 
 def describe_start(store: ImageStore) -> dict[str, Any]:

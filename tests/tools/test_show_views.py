@@ -10,7 +10,7 @@ from amimv import InputError
 from amimv.pipelines import HARD, PairLoader, get_recipe, load_store
 from amimv.pipelines.store import ImageStore
 from amimv.tools.show_views import ShowSettings, build_pairs, list_columns, show, to_pixels
-from amimv.trainers.pretrain import make_recipe
+from amimv.trainers.build import make_recipe
 from amimv.trainers.settings import resolve
 
 

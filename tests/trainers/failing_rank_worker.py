@@ -8,24 +8,25 @@ import torch
 
 from amimv import InputError
 from amimv.pipelines import PairBatch
-from amimv.trainers import pretrain
-from amimv.trainers.pretrain import Training, train_step
+from amimv.trainers import loop, pretrain
+from amimv.trainers.build import Training
+from amimv.trainers.journal import Step
+from amimv.trainers.loop import train_step
 
 
 def main() -> None:
     how = sys.argv.pop(1)
 
-    def failing_step(run: Training, batches: Iterator[PairBatch], epoch: int) -> None:
-        train_step(run, batches, epoch)
-        if run.step != 3 or os.environ["RANK"] != "1":
-            return
+    def failing_step(training: Training, batches: Iterator[PairBatch], epoch: int) -> Step:
+        step = train_step(training, batches, epoch)
+        if step.step != 3 or os.environ["RANK"] != "1":
+            return step
         if how == "nan":
-            run.unread[-1][1].fill_(torch.nan)
-        else:
-            raise InputError("cannot decode x.png")
+            return step._replace(values=torch.full_like(step.values, torch.nan))
+        raise InputError("cannot decode x.png")
 
     torch.set_num_threads(1)
-    pretrain.train_step = failing_step
+    loop.train_step = failing_step
     pretrain.main()
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from amimv import InputError
 from amimv.models.methods import METHODS
+from amimv.trainers.build import make_optimizer, make_recipe
 from amimv.trainers.checks import NOT_EMPTY
-from amimv.trainers.pretrain import make_optimizer, make_recipe
 from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import PretrainSettings, from_yaml, settings_class, settings_from, to_yaml
 

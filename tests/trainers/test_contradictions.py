@@ -10,8 +10,8 @@ import pytest
 from amimv import InputError
 from amimv.models.methods import METHODS
 from amimv.pipelines import RECIPES
+from amimv.trainers.build import make_recipe
 from amimv.trainers.checks import IDLE, NO_EFFECT, NO_NEGATIVES, one_image
-from amimv.trainers.pretrain import make_recipe
 from amimv.trainers.settings import METHOD_ALIASES, resolve, settings_class, settings_from
 
 CONTRADICTIONS = [

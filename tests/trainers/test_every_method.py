@@ -17,8 +17,11 @@ from accelerate.state import AcceleratorState
 
 from amimv.models.methods import METHODS
 from amimv.pipelines import PairBatch
+from amimv.trainers import loop, run_folder
 from amimv.trainers import pretrain as module
+from amimv.trainers.build import Training
 from amimv.trainers.checkpoints import load_newest
+from amimv.trainers.journal import Step
 
 BATCH, N_TRAIN, STEPS, STOPPED_AFTER = 16, 48, 8, 5
 #: Of whatever a method's settings have. The queue goes round, and stands somewhere inside after the step that is the
@@ -71,7 +74,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *flags: str, cpu: bool = True) -> i
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", str(cpu).lower())
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *flags])
-    monkeypatch.setattr(module, "draw_curves", lambda *_: None)  # the slowest part, and no part of the training
+    monkeypatch.setattr(run_folder, "draw_curves", lambda *_: None)  # the slowest part, and no part of the training
     torch.manual_seed(int.from_bytes(os.urandom(4)))
     try:
         module.main()
@@ -82,14 +85,14 @@ def command(monkeypatch: pytest.MonkeyPatch, *flags: str, cpu: bool = True) -> i
 
 def raise_sigterm_in(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real SIGTERM to this process while the step (from 1) is at work."""
-    train_step = module.train_step
+    train_step = loop.train_step
 
-    def interrupted(run: module.Training, batches: Iterator[PairBatch], epoch: int) -> None:
-        if run.step == step - 1:
+    def interrupted(training: Training, batches: Iterator[PairBatch], epoch: int) -> Step:
+        if training.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        train_step(run, batches, epoch)
+        return train_step(training, batches, epoch)
 
-    monkeypatch.setattr(module, "train_step", interrupted)
+    monkeypatch.setattr(loop, "train_step", interrupted)
 
 
 def state_of(folder: Path) -> dict[str, Any]:

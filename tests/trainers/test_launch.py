@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
@@ -22,6 +24,7 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 import amimv
 from amimv import InputError, signals
 from amimv.trainers import benchmark, evaluate, launch, pretrain
+from amimv.trainers.journal import Journal, first_not_finite
 from amimv.trainers.settings import PretrainSettings, resolve
 
 SCRIPT = Path(pretrain.__file__)
@@ -88,7 +91,7 @@ def test_the_environment_of_accelerates_own_launcher(words: tuple[str, ...], cha
     args.mixed_precision, args.dynamo_backend = args.mixed_precision or "no", args.dynamo_backend or "no"
     environment = prepare_simple_launcher_cmd_env(args)[1]
     settings, sources = launch.take_over(*resolve([]), environment)
-    assert settings == (pretrain.replace(resolve([])[0], **changed) if changed else resolve([])[0])
+    assert settings == (replace(resolve([])[0], **changed) if changed else resolve([])[0])
     assert [name for name, source in sources.items() if source.startswith("accelerate launch")] == list(changed)
     assert not changed or taken_over("--mixed-precision", "bf16", **environment)[1]["mixed_precision"] == "flag"
 
@@ -170,9 +173,9 @@ def test_a_device_that_is_none(
 
 def test_a_step_that_is_not_finite_on_one_rank() -> None:
     nan, inf = float("nan"), float("inf")
-    assert pretrain.first_not_finite([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]) is None
-    assert pretrain.first_not_finite([[1.0, 2.0, nan], [1.0, inf, 3.0]]) == (1, [1])
-    assert pretrain.first_not_finite([[nan, 2.0], [inf, 2.0]]) == (0, [0, 1])
+    assert first_not_finite([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]) is None
+    assert first_not_finite([[1.0, 2.0, nan], [1.0, inf, 3.0]]) == (1, [1])
+    assert first_not_finite([[nan, 2.0], [inf, 2.0]]) == (0, [0, 1])
 
 
 def torchrun(folder: Path, *words: str) -> tuple[int, list[str]]:
@@ -416,7 +419,7 @@ def test_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere(
     caplog.set_level(logging.INFO, logger="amimv")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     clock = itertools.count(time.perf_counter(), 12)  # seconds, at each look
-    monkeypatch.setattr(pretrain.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     assert run_main(monkeypatch, tmp_path, "--steps", "24", "--log-every", "2") == 0
     lines = [message for message in caplog.messages if message.startswith("step ")]
     assert ("step/s]" in capsys.readouterr().err or "s/step" in capsys.readouterr().err) == terminal
@@ -429,11 +432,12 @@ def test_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere(
     assert "views/s" in lines[0]
 
 
-def test_lines_are_half_a_minute_apart(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_are_half_a_minute_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="amimv")
-    run = SimpleNamespace(progress=pretrain.tqdm(disable=True), said_at=0.0, step=0, total_steps=100)
+    journal = Journal(tmp_path, Accelerator(cpu=True), total_steps=100, views_per_step=1, said_at=0.0)
     for seconds in range(0, 100, 7):
         monkeypatch.setattr(time, "perf_counter", lambda now=seconds: float(now))
-        run.step = seconds
-        pretrain.say_progress(run, "loss 1")
+        journal.say(seconds, "loss 1")
     assert caplog.messages == [f"step {step} of 100: loss 1" for step in (35, 70)]

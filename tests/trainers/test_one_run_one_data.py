@@ -19,7 +19,7 @@ from PIL import Image
 from amimv import EXIT_BAD_INPUT, EXIT_IO
 from amimv.files import locked, replacing
 from amimv.pipelines import load_store
-from amimv.trainers import checkpoints, evaluate, pretrain
+from amimv.trainers import checkpoints, evaluate, loop, pretrain
 from amimv.trainers.identity import find_difference, identify
 from amimv.trainers.run_folder import holds_run
 
@@ -316,7 +316,7 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_nothing_is_lost(
 ) -> None:
     flags = ("--data", str(write_npz(tmp_path / "own.npz")), "--no-evaluate", "--resume", "auto")
     resource = pytest.importorskip("resource")
-    save, limits = pretrain.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, limits = loop.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save_half(folder: Path, step: int, state: dict[str, object]) -> None:
         """From the second checkpoint on the system ends each file after half of it, as a quota does."""
@@ -329,7 +329,7 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_nothing_is_lost(
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain, "save_checkpoint", save_half)
+        patched.setattr(loop, "save_checkpoint", save_half)
         status, (line,) = call(*flags)
     assert status == EXIT_IO
     assert "step-00000004.pt: File too large" in line

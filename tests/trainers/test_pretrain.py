@@ -24,11 +24,15 @@ from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
 from amimv.models.methods.encoder import Encoder
 from amimv.pipelines import SAMPLERS, PairBatch, PairLoader, get_recipe, load_store
+from amimv.trainers import build, loop
 from amimv.trainers import pretrain as module
+from amimv.trainers.build import Training
+from amimv.trainers.journal import Journal, Step
 from amimv.trainers.launch import make_accelerator
 from amimv.trainers.run_folder import begin_run, find_run, run_path
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings, resolve
+from amimv.trainers.start import log_start
 
 SCRIPT = Path(module.__file__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,7 +308,7 @@ def larc_step(
 def test_published_lars_adapts_and_decays_weights_only(method: str) -> None:
     settings = published(method, "--data", "retinamnist", "--batch-size", "128")
     network = network_of(settings)
-    optimizer = module.make_optimizer(settings, network)
+    optimizer = build.make_optimizer(settings, network)
     # Half the batch, half the rate.
     lr = {"byol": 1.0, "simclr": 0.4, "nnclr": 0.4, "swav": 0.6}.get(method, 0.3) / 2
     decay = {"simclr": 1e-4, "vicreg": 1e-4, "barlow-twins": 1e-4, "byol": 1e-5, "nnclr": 1e-5}.get(method, 1e-6)
@@ -337,7 +341,7 @@ def test_published_lars_adapts_and_decays_weights_only(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_parameter_is_in_one_group(method: str) -> None:
     network = network_of(published(method))
-    grouped = [id(p) for g in module.make_optimizer(published(method), network).param_groups for p in g["params"]]
+    grouped = [id(p) for g in build.make_optimizer(published(method), network).param_groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in network.parameters())
 
 
@@ -345,7 +349,7 @@ def test_every_parameter_is_in_one_group(method: str) -> None:
 def test_a_vits_positions_are_not_decayed(method: str) -> None:
     settings = published(method, "--backbone", "test_vit", "--weight-decay", "0.5")
     network = network_of(settings)
-    optimizer = module.make_optimizer(settings, network)
+    optimizer = build.make_optimizer(settings, network)
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, p in network.named_parameters() if id(p) in decayed}
     assert not {name for name in names if "pos_embed" in name or "cls_token" in name or name.endswith("bias")}
@@ -360,7 +364,7 @@ def test_a_vits_positions_are_not_decayed(method: str) -> None:
 # Training, in this process
 
 
-def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> module.Training:
+def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> tuple[Training, Journal]:
     """A run that is ready to train, gone on with where there is one."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -368,39 +372,43 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> module.
     settings = replace(settings, **{name: value for name, value in SMALL_HEADS.items() if name in vars(settings)})
     again, path = find_run(settings), run_path(settings)
     path.mkdir(parents=True, exist_ok=True)
-    run = module.build_training(settings, path, make_accelerator(settings, path))
+    training = build.build_training(settings, make_accelerator(settings, path))
     if again:
-        module.restore(run)
+        loop.restore(training, path)
     else:
-        begin_run(path, settings, sources, {}, run.indices)
-    return run
+        begin_run(path, settings, sources, {}, training.subset.indices)
+    return training, Journal(path, training.accelerator, training.total_steps, views_per_step=1)
 
 
-def rates_of(run: module.Training, monkeypatch: pytest.MonkeyPatch, stop_after: int = 0) -> list[tuple[float, float]]:
+def rates_of(
+    started: tuple[Training, Journal], monkeypatch: pytest.MonkeyPatch, stop_after: int = 0
+) -> list[tuple[float, float]]:
     """Train; the learning rates of the predictor and of the rest in every step."""
     found = []
-    predictor = {id(p) for p in run.method.online.head.parameters()}
-    train_step = module.train_step
+    training, journal = started
+    predictor = {id(p) for p in training.method.online.head.parameters()}
+    train_step = loop.train_step
 
-    def noting(run: module.Training, batches: Iterator[PairBatch], epoch: int) -> None:
-        train_step(run, batches, epoch)
+    def noting(training: Training, batches: Iterator[PairBatch], epoch: int) -> Step:
+        step = train_step(training, batches, epoch)
         head: set[float] = set()
         rest: set[float] = set()
-        for group in run.optimizer.param_groups:
+        for group in training.optimizer.param_groups:
             for parameter in group["params"]:
                 (head if id(parameter) in predictor else rest).add(group["lr"])
         assert len(head) == len(rest) == 1
         found.append((head.pop(), rest.pop()))
-        if run.step == stop_after:
-            run.stop_signal = 15
+        if training.step == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "train_step", noting)
+        patch.setattr(loop, "train_step", noting)
         if stop_after:
-            with pytest.raises(module.Interrupted):
-                module.train(run)
+            with pytest.raises(loop.Interrupted):
+                loop.train(training, journal)
         else:
-            module.train(run)
+            loop.train(training, journal)
     return found
 
 
@@ -420,7 +428,7 @@ def test_simsiams_predictor_keeps_its_learning_rate(
     broken = rates_of(start(monkeypatch, tmp_path / "broken", *flags), monkeypatch, stop_after=5)
     assert len(broken) == 5
     resumed = start(monkeypatch, tmp_path / "broken", *flags)
-    assert resumed.step == 5
+    assert resumed[0].step == 5
     broken += rates_of(resumed, monkeypatch)
     assert whole == broken == [pytest.approx(pair) for pair in expected]
 
@@ -429,12 +437,12 @@ def test_a_fixed_predictor_learns_where_the_rest_has_no_rate_left(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = quick(tiny_npz, "--method", "simsiam", "--steps", "2", "--warmup", "0", "--knn-every", "0")
-    run = start(monkeypatch, tmp_path, *flags)
+    training, _ = start(monkeypatch, tmp_path, *flags)
     # A training of one step more than its schedule is long: there the cosine is at 0.
-    run.total_steps, run.step = 1, 1
-    before = {name: p.detach().clone() for name, p in run.method.online.named_parameters()}
-    module.train_step(run, run.loader.epoch(0), 0)
-    moved = {name for name, p in run.method.online.named_parameters() if not torch.equal(p, before[name])}
+    training.total_steps, training.step = 1, 1
+    before = {name: p.detach().clone() for name, p in training.method.online.named_parameters()}
+    loop.train_step(training, training.loader.epoch(0), 0)
+    moved = {name for name, p in training.method.online.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert all(name.startswith("head.") for name in moved)
 
@@ -443,7 +451,7 @@ def test_a_fixed_predictor_learns_where_the_rest_has_no_rate_left(
 def test_a_queue_is_capped_at_the_data_set(method: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = resolve(["--method", method, "--preset", "none"])[0]
     caplog.set_level(logging.INFO, logger="amimv")
-    capped = module.cap_queue(settings, 96)
+    capped = build.cap_queue(settings, 96)
     if method not in ("nnclr", "ressl", "swav"):
         assert capped is settings
         assert "queue" not in vars(settings)
@@ -452,8 +460,8 @@ def test_a_queue_is_capped_at_the_data_set(method: str, caplog: pytest.LogCaptur
     length = {"nnclr": 65536, "ressl": 65536, "swav": 3840}[method]
     assert vars(capped) == vars(settings) | {"queue": 96}
     assert caplog.messages == [f"the queue of {length} embeddings is capped at the data set's 96 images"]
-    assert module.cap_queue(settings, length) is settings
-    assert module.cap_queue(capped, 96) is capped
+    assert build.cap_queue(settings, length) is settings
+    assert build.cap_queue(capped, 96) is capped
     assert len(caplog.messages) == 1
 
 
@@ -468,13 +476,13 @@ def test_a_runs_queue_is_capped_and_its_config_is_not(
 ) -> None:
     caplog.set_level(logging.INFO, logger="amimv")
     monkeypatch.delitem(SMALL_HEADS, "queue")
-    run = start(monkeypatch, tmp_path, *quick(tiny_npz, "--method", "swav", "--queue", queue))
-    assert [len(q.rows) for q in (run.method.queue_a, run.method.queue_b)] == [length, length]
+    training, journal = start(monkeypatch, tmp_path, *quick(tiny_npz, "--method", "swav", "--queue", queue))
+    assert [len(q.rows) for q in (training.method.queue_a, training.method.queue_b)] == [length, length]
     assert sum("capped" in message for message in caplog.messages) == (length != int(queue))
     # So that the same flags go on with the run, and fit another data set.
-    assert f"queue: {queue} " in (run.folder / "config.yaml").read_text()
-    module.log_start(run)
-    assert json.loads((run.folder / "environment.json").read_text())["queue"] == length
+    assert f"queue: {queue} " in (journal.folder / "config.yaml").read_text()
+    log_start(training, journal.folder)
+    assert json.loads((journal.folder / "environment.json").read_text())["queue"] == length
 
 
 MULTI_CROP = ("--recipe", "multi-crop", "--backbone", "test_vit", "--local-crops", "2", "--knn-every", "0")
@@ -483,18 +491,18 @@ MULTI_CROP = ("--recipe", "multi-crop", "--backbone", "test_vit", "--local-crops
 @pytest.mark.parametrize("method", METHODS)
 def test_multi_crop_with_a_vit(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     flags = quick(tiny_npz, "--method", method, *MULTI_CROP, "--local-size", "12", "--steps", "1", "--warmup", "0")
-    run = start(monkeypatch, tmp_path, *flags)
+    training, journal = start(monkeypatch, tmp_path, *flags)
     sizes: list[int] = []
-    for network in run.method.online.modules():  # more than one where a method has a twin
-        if type(network) is type(run.method.online.backbone):
+    for network in training.method.online.modules():  # more than one where a method has a twin
+        if type(network) is type(training.method.online.backbone):
             network.register_forward_pre_hook(lambda _, views: sizes.append(views[0].shape[-1]))
-    before = {name: p.detach().clone() for name, p in run.method.online.named_parameters()}
-    module.train(run)
-    (row,) = run.metrics.read()
+    before = {name: p.detach().clone() for name, p in training.method.online.named_parameters()}
+    loop.train(training, journal)
+    (row,) = journal.metrics.read()
     assert np.isfinite(row["loss"])
     assert sizes.count(12) == 2
     assert set(sizes) == {12, 28}
-    moved = {name for name, p in run.method.online.named_parameters() if not torch.equal(p, before[name])}
+    moved = {name for name, p in training.method.online.named_parameters() if not torch.equal(p, before[name])}
     assert "backbone.pos_embed" in moved
     assert ("backbone.patch_embed.proj.weight" in moved) == (method != "moco-v3")
 
@@ -502,11 +510,11 @@ def test_multi_crop_with_a_vit(tiny_npz: Path, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(("size", "local"), [(28, 12), (64, 24), (128, 48), (224, 96)])
 def test_local_crops_are_three_sevenths_of_the_views_in_whole_patches(size: int, local: int) -> None:
     settings, _ = resolve(["--recipe", "multi-crop"])
-    assert module.make_recipe(settings, size).sides[2][0].policy.size == local
+    assert build.make_recipe(settings, size).sides[2][0].policy.size == local
     viewed, _ = resolve(["--recipe", "multi-crop", "--view-size", str(size)])
-    assert module.make_recipe(viewed, 500).sides[2][0].policy.size == local
+    assert build.make_recipe(viewed, 500).sides[2][0].policy.size == local
     given, _ = resolve(["--recipe", "multi-crop", "--local-size", "20"])
-    assert module.make_recipe(given, size).sides[2][0].policy.size == 20
+    assert build.make_recipe(given, size).sides[2][0].policy.size == 20
 
 
 def test_a_local_size_that_a_vits_patch_does_not_divide(

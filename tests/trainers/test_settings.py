@@ -17,7 +17,7 @@ from amimv.models.methods import METHODS
 from amimv.pipelines import HARD, Recipe, ViewPolicy, load_store
 from amimv.pipelines.operations import OPERATIONS
 from amimv.pipelines.sources.listing import SPLITS
-from amimv.trainers.pretrain import make_recipe
+from amimv.trainers.build import make_recipe
 from amimv.trainers.settings import (
     CONFIGS,
     METHOD_ALIASES,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from amimv import InputError
 from amimv.models import load_backbone
-from amimv.trainers import pretrain
+from amimv.trainers import loop, pretrain
 from amimv.trainers.settings import resolve
 
 RNG = np.random.default_rng(0)
@@ -124,10 +124,14 @@ def test_pairs_of_one_patient(beside: bool, tmp_path: Path, monkeypatch: pytest.
     else:
         arrays["train_groups"] = np.array([f"patient {i // 3}" for i in range(48)])
     seen = []
-    stepped = pretrain.train_step
-    monkeypatch.setattr(
-        pretrain, "train_step", lambda run, *rest: (stepped(run, *rest), seen.append(run.unread[-1][2]))
-    )
+    stepped = loop.train_step
+
+    def noting(*given: Any) -> loop.Step:
+        step = stepped(*given)
+        seen.append(step.indices)
+        return step
+
+    monkeypatch.setattr(loop, "train_step", noting)
     start(monkeypatch, tmp_path, write_npz(tmp_path / "scans.npz", **arrays), "--knn-every", "0", *flags)
     assert len(seen) == 2
     for anchors, partners in seen:

@@ -9,32 +9,32 @@ import torch
 
 from amimv.pipelines import PairBatch
 from amimv.tools.throughput.measure import Stopwatch, peak_memory, waiter
+from amimv.trainers.build import Training, build_training
 from amimv.trainers.launch import make_accelerator
-from amimv.trainers.pretrain import Training, build_training, train_step
+from amimv.trainers.loop import train_step
 from amimv.trainers.settings import resolve
 
 WARM_UP_STEPS = 5
 
 
-def endless_pairs(run: Training) -> Iterator[PairBatch]:
+def endless_pairs(training: Training) -> Iterator[PairBatch]:
     """Batches, epoch after epoch."""
     epoch = 0
     while True:
-        yield from run.loader.epoch(epoch)
+        yield from training.loader.epoch(epoch)
         epoch += 1
 
 
-def run_steps(run: Training, batches: Iterator[PairBatch], seconds: float) -> tuple[int, float]:
-    """Training steps of at least so many seconds together: how many, and seconds per step."""
-    wait = waiter(run.accelerator.device)
+def run_steps(training: Training, batches: Iterator[PairBatch], seconds: float) -> tuple[int, float, float]:
+    """Training steps of at least so many seconds together: how many, and seconds and seconds of waiting per step."""
+    wait = waiter(training.accelerator.device)
     wait()
-    run.waited, steps, started = 0.0, 0, time.perf_counter()
+    waited, steps, started = 0.0, 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        train_step(run, batches, epoch=0)
-        run.unread.clear()
+        waited += train_step(training, batches, epoch=0).waited
         steps += 1
     wait()
-    return steps, (time.perf_counter() - started) / steps
+    return steps, (time.perf_counter() - started) / steps, waited / steps
 
 
 def profile_step(argv: list[str], seconds: float, cpu: bool = False) -> dict[str, float]:
@@ -52,29 +52,29 @@ def profile_step(argv: list[str], seconds: float, cpu: bool = False) -> dict[str
     """
     settings, _ = resolve([*argv, "--no-evaluate"], prog="profile_throughput.py")
     with TemporaryDirectory() as folder:
-        run = build_training(settings, Path(folder), make_accelerator(settings, Path(folder), cpu))
-    run.total_steps = 10**9  # the schedules never end
-    batches = endless_pairs(run)
+        training = build_training(settings, make_accelerator(settings, Path(folder), cpu))
+    training.total_steps = 10**9  # the schedules never end
+    batches = endless_pairs(training)
     for _ in range(WARM_UP_STEPS):
-        train_step(run, batches, epoch=0)
-    if run.accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(run.accelerator.device)
-    steps, per_step = run_steps(run, batches, seconds)
+        train_step(training, batches, epoch=0)
+    if training.accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(training.accelerator.device)
+    _, per_step, waited = run_steps(training, batches, seconds)
     result = {
         "step_ms": 1000 * per_step,
-        "data_wait_share": run.waited / (steps * per_step),
-        "views_per_second": settings.batch_size * len(run.loader.recipe.views) / per_step,
+        "data_wait_share": waited / per_step,
+        "views_per_second": settings.batch_size * len(training.loader.recipe.views) / per_step,
     }
-    stopwatch = Stopwatch(waiter(run.accelerator.device))
+    stopwatch = Stopwatch(waiter(training.accelerator.device))
     next_pair = stopwatch.timed("data", next)
     parts = {
-        "forward": (run.method, "loss"),
-        "backward": (run.accelerator, "backward"),
-        "optimizer": (run.optimizer, "step"),
+        "forward": (training.method, "loss"),
+        "backward": (training.accelerator, "backward"),
+        "optimizer": (training.optimizer, "step"),
     }
     with stopwatch.watch(parts):
-        steps, per_step = run_steps(run, iter(lambda: next_pair(batches), None), seconds)
+        steps, per_step, _ = run_steps(training, iter(lambda: next_pair(batches), None), seconds)
     spent = {part: stopwatch.seconds[part] / steps for part in ("data", *parts)}
     spent["other"] = per_step - sum(spent.values())
     result |= {f"{part}_ms": 1000 * value for part, value in spent.items()}
-    return result | {"peak_memory_mib": peak_memory(run.accelerator.device)}
+    return result | {"peak_memory_mib": peak_memory(training.accelerator.device)}
