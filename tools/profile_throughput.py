@@ -72,6 +72,8 @@ class ProfileSettings:
     """with --train"""
     backbone: str = "small"
     """with --train"""
+    mixed_precision: str = "no"
+    """with --train: no, bf16 or fp16"""
     scale: bool = False
     """cost against batch size, image size, data set size and slots; memory over 200 epochs"""
     plot: str = ""
@@ -275,6 +277,7 @@ def training_flags(s: ProfileSettings, recipe: str) -> list[str]:
         "backbone": s.backbone,
         "backend": s.backends[0],
         "batch-size": s.batch_sizes[0],
+        "mixed-precision": s.mixed_precision,
     }
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
     return [*flags, "--compile"] if s.compile else flags

@@ -1,7 +1,4 @@
-"""The two backends give the same pixels for the same parameters, every operation singly and all together.
-
-``python tests/pipelines/test_parity.py [cuda]`` prints the worst difference of every operation.
-"""
+"""The two backends give the same pixels for the same parameters, every operation singly and all together."""
 
 import subprocess
 import sys
@@ -24,7 +21,6 @@ from amimv.tools.throughput.parity import (
     build_case,
     compare,
     render_on,
-    worst_differences,
 )
 
 
@@ -134,10 +130,3 @@ def test_without_dali_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 def test_dali_is_imported_only_when_it_renders() -> None:
     code = "import sys, amimv.pipelines.dali_backend; sys.exit('nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-if __name__ == "__main__":
-    print("| operation | pixels in [0, 1] | normalised |\n|---|---|---|")
-    where = sys.argv[1] if len(sys.argv) > 1 else "cpu"
-    for name, row in worst_differences(("dali", where), ("kornia", where)).items():
-        print(f"| {name} | {row['pixels']:.1e} | {row['normalised']:.1e} |")

@@ -1,18 +1,26 @@
-"""How far two renderings of the same images and parameters lie apart: every operation singly, and all together."""
+"""How far two renderings of the same images and parameters lie apart: every operation singly, and all together.
 
+``python -m amimv.tools.throughput.parity`` prints the worst difference of every operation; exit status 1 if one is
+over the bound.
+"""
+
+import sys
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
+import tyro
 from torch import Tensor
 
+from amimv import check_choice, run_command, user_path
 from amimv.pipelines.dali_backend import render_dali
 from amimv.pipelines.kornia_backend import render_kornia
 from amimv.pipelines.operations import OPERATIONS, PIXELS, Pixels
 from amimv.pipelines.operations.solarise import Solarise
 from amimv.pipelines.params import ViewParams, build_policy, draw_view_params
 from amimv.pipelines.rng import Key
+from amimv.trainers.run_folder import write_json
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 #: (side of the images, side of the views) in pixels.
@@ -110,3 +118,40 @@ def worst_differences(
             "worst_at": dict(zip(("channels", "source", "size"), at, strict=True)),
         }
     return table
+
+
+@dataclass(frozen=True)
+class ParitySettings:
+    backend: Literal["kornia", "dali"] = "kornia"
+    """rendered on the device; beside kornia: on the same device, or on the CPU if it is kornia itself"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """of the backend"""
+    operations: tuple[str, ...] = tuple(CASES)
+    """what is compared"""
+    json: str = ""
+    """file for the differences"""
+
+
+def compare_backends(s: ParitySettings) -> int:
+    """Print and write the worst differences; returns the exit status: 1 if one is not under the bound."""
+    for operation in s.operations:
+        check_choice("operation", operation, CASES)
+    beside = "cpu" if s.backend == "kornia" else s.device
+    table = worst_differences((s.backend, s.device), ("kornia", beside), s.operations)
+    for name, row in table.items():
+        print(f"| {name} | {row['pixels']:.1e} | {row['normalised']:.1e} |")
+    if s.json:
+        write_json(user_path(s.json), {"tolerance": TOLERANCE, "operations": table})
+    over = [name for name, row in table.items() if not (row["pixels"] < TOLERANCE and row["normalised"] < TOLERANCE)]
+    print(f"over {TOLERANCE:g}: {', '.join(over)}" if over else f"all under {TOLERANCE:g}, in pixels and normalised")
+    return int(bool(over))
+
+
+def main() -> None:
+    """The command: settings in, exit status out."""
+    prog = "python -m amimv.tools.throughput.parity"
+    run_command(lambda: sys.exit(compare_backends(tyro.cli(ParitySettings, prog=prog, description=__doc__))))
+
+
+if __name__ == "__main__":
+    main()
