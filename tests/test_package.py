@@ -144,6 +144,18 @@ def test_the_version_stands_in_one_place() -> None:
     assert latest[1] == amimv.__version__
 
 
+def test_what_the_package_imports_it_depends_on() -> None:
+    """So that the wheel needs no environment of its own to be tried: what a checkout's tests need is not missed."""
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    listed = {re.match(r"[\w-]+", one)[0] for one in [*project["dependencies"], *extras["cluster"], *extras["dicom"]]}
+    providers = importlib.metadata.packages_distributions()
+    for path in modules(*package_folders()):
+        tops = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"amimv"}
+        for top in tops - {"lightly", "pytest"}:  # what tools compare with, or start
+            assert {name.lower() for name in providers[top]} & listed, f"{path} imports {top}"
+
+
 def test_console_scripts_point_at_functions() -> None:
     scripts = pyproject()["project"]["scripts"]
     assert scripts
