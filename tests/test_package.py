@@ -113,7 +113,7 @@ def test_no_module_is_named_like_a_standard_one() -> None:
     [
         (("amimv.pipelines",), ("amimv.models", "amimv.trainers", "amimv.tools")),
         (("amimv.models", "amimv.models.methods"), ("amimv.trainers", "amimv.tools")),
-        (("amimv.trainers",), ("amimv.tools",)),
+        (("amimv.trainers", "amimv.trainers.evaluation"), ("amimv.tools",)),
         (("amimv",), ("amimv.pipelines", "amimv.models", "amimv.trainers", "amimv.tools")),
     ],
 )

@@ -10,7 +10,7 @@ import pandas as pd
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.tools.report_runs import NAMES, SCORES, SUBSET, Predictions, Run, Study, read_predictions
 from amimv.trainers.comparisons import paired_bootstrap
-from amimv.trainers.metrics import class_thirds
+from amimv.trainers.evaluation import class_thirds
 from amimv.trainers.settings import METHOD_ALIASES
 
 #: Columns of probes: the label, and the probes in it. The majority class has none and stands in all.

@@ -1,14 +1,20 @@
 """The data of a run: its training subset, and the validation and test splits as published."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from amimv import InputError
 from amimv.models.backbones import BackboneSpec
-from amimv.pipelines import ImageStore, load_indices, load_store, long_tail, realised_ratio
+from amimv.pipelines import ImageStore, label_fraction, load_indices, load_store, long_tail, realised_ratio
 from amimv.pipelines.sources.listing import NoSplit
 from amimv.trainers.settings import PretrainSettings
+
+logger = logging.getLogger("amimv")
+
+#: What needs the labels, for messages.
+EVALUATION = "an evaluation"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,34 @@ class HeldOut:
     val: ImageStore | None = None
     test: ImageStore | None = None
     no_table: str = ""
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: ImageStore
+    val: ImageStore
+    test: ImageStore
+
+    @classmethod
+    def of(cls, train: ImageStore, held_out: HeldOut) -> "Splits":
+        """From what a run loaded, which evaluates.
+
+        Where the training images have no labels, one half of the validation images stands for them.
+
+        Raises:
+            InputError: if there are no labels for a table.
+        """
+        if held_out.no_table:
+            raise InputError(held_out.no_table)
+        assert held_out.val is not None
+        assert held_out.test is not None
+        if train.labels is not None:
+            return cls(train, held_out.val, held_out.test)
+        val = held_out.val
+        logger.warning("without labels of training images, the probes learn from half of the val images")
+        learnt = label_fraction(val.known_labels(EVALUATION), 0.5)
+        rest = torch.ones(len(val), dtype=torch.bool, device=val.device).index_fill(0, learnt, False)
+        return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test)
 
 
 def load_split(settings: PretrainSettings, split: str, device: torch.device | str) -> ImageStore:
@@ -139,6 +173,11 @@ def backbone_spec(settings: PretrainSettings, store: ImageStore) -> BackboneSpec
 def describe_data(store: ImageStore) -> str:
     """The data set for titles; a synthetic one says so."""
     return f"{store.name} (synthetic)" if store.name == "phantom" else store.name
+
+
+def describe_run(settings: PretrainSettings, store: ImageStore) -> str:
+    """A title for tables and curves."""
+    return f"{describe_data(store)}: {settings.method} on {settings.recipe}, seed {settings.seed}"
 
 
 def describe_images(store: ImageStore) -> str:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from amimv.models.backbones import BackboneSpec
 from amimv.models.methods.encoder import Encoder
 from amimv.pipelines import ImageStore
-from amimv.trainers.evaluation import extract_features
-from amimv.trainers.probes import balanced_accuracy, knn_probe
+from amimv.trainers.evaluation import balanced_accuracy, extract_features, knn_probe
 
 
 def loss_value(loss: Tensor, embeddings: Tensor) -> Tensor:

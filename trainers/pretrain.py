@@ -98,7 +98,8 @@ def pretrain_in(
 def finish(training: "Training", journal: "Journal") -> None:
     """Export the backbone, draw the curves and evaluate; rank 0 only."""
     from amimv.models.backbones import save_backbone
-    from amimv.trainers.evaluation import Splits, describe_run, evaluate_run
+    from amimv.trainers.data import Splits, describe_run
+    from amimv.trainers.evaluation.run import evaluate_run
     from amimv.trainers.run_folder import draw_curves, write_json
 
     s, store, held_out, folder = training.settings, training.store, training.held_out, journal.folder
@@ -117,8 +118,8 @@ def judge_baselines(
     settings: PretrainSettings, sources: dict[str, str], folder: Path, device: "torch.device", again: bool
 ) -> None:
     """The evaluation without a pre-training: raw pixels, random initialisation, supervised from scratch."""
-    from amimv.trainers.data import describe_images, load_held_out, load_training_subset
-    from amimv.trainers.evaluation import Splits, evaluate_run
+    from amimv.trainers.data import Splits, describe_images, load_held_out, load_training_subset
+    from amimv.trainers.evaluation.run import evaluate_run
     from amimv.trainers.run_folder import describe_environment, write_json
     from amimv.trainers.start import describe_start, tie_to_data
 

@@ -19,23 +19,21 @@ from amimv.pipelines.recipes import ALIASES
 from amimv.pipelines.sources.labels import MULTI_LABEL
 from amimv.pipelines.sources.phantom import CLASS_NAMES, generate_phantom
 from amimv.trainers import evaluate as command
-from amimv.trainers import evaluation
-from amimv.trainers.data import backbone_spec, load_split
+from amimv.trainers.data import Splits, backbone_spec, load_split
 from amimv.trainers.evaluate import EvaluateSettings, evaluate
 from amimv.trainers.evaluation import (
     COLUMNS,
     Judged,
-    Splits,
     best_supervised,
     build_random,
-    evaluate_features,
-    evaluate_run,
     extract_features,
-    judge,
     print_table,
+    supervised,
     train_supervised,
     write_results,
 )
+from amimv.trainers.evaluation import run as run_module
+from amimv.trainers.evaluation.run import evaluate_features, evaluate_run, judge
 from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import PretrainSettings, resolve, to_yaml
 
@@ -246,14 +244,14 @@ def test_supervised_training_learns_an_easy_set_and_is_deterministic() -> None:
 def test_a_few_labels_are_normalised_as_all_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """The statistics of the spec count in training too, not those of the few labelled images."""
     seen = []
-    real_loader = evaluation.PairLoader
+    real_loader = supervised.PairLoader
 
     def spy(*args: object, **kwargs: object) -> object:
         loader = real_loader(*args, **kwargs)  # type: ignore[arg-type]
         seen.extend((view.policy.mean, view.policy.std) for view in loader.recipe.views)
         return loader
 
-    monkeypatch.setattr(evaluation, "PairLoader", spy)
+    monkeypatch.setattr(supervised, "PairLoader", spy)
     train = easy_store("train", 16)
     settings = settings_for("--supervised-steps", "1")
     spec = backbone_spec(settings, train)
@@ -266,13 +264,13 @@ def test_a_few_labels_are_normalised_as_all_images_are(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("steps", [1, 5])
 def test_supervised_training_takes_so_many_steps(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     factors = []
-    real_schedule = evaluation.warmup_cosine
+    real_schedule = supervised.warmup_cosine
 
     def spy(step: int, total: int, warmup: int) -> float:
         factors.append((step, total))
         return real_schedule(step, total, warmup)
 
-    monkeypatch.setattr(evaluation, "warmup_cosine", spy)
+    monkeypatch.setattr(supervised, "warmup_cosine", spy)
     train = easy_store("train", 3)
     settings = settings_for("--supervised-steps", str(steps), "--batch-size", "4")
     spec = backbone_spec(settings, train)
@@ -340,14 +338,14 @@ def test_fine_tuning_starts_from_the_pretrained_weights(monkeypatch: pytest.Monk
     settings = settings_for(*flags, "--supervised-lr", "0.002", "0.001", "--baselines", "no")
     spec = backbone_spec(settings, splits.train)
     backbone = pretrained_backbone(spec)
-    starts, rates, train = [], [], evaluation.train_supervised
+    starts, rates, train = [], [], supervised.train_supervised
 
     def spy(s: PretrainSettings, spec: BackboneSpec, store: ImageStore, start: nn.Module, lr: float) -> object:
         starts.append(state_of(start))
         rates.append((len(store), lr))
         return train(s, spec, store, start, lr)
 
-    monkeypatch.setattr(evaluation, "train_supervised", spy)
+    monkeypatch.setattr(supervised, "train_supervised", spy)
     list(judge(settings, splits, spec, backbone))
     # Every training, also the second at that rate and that of the next fraction, starts where pre-training ended.
     assert rates == [(24, 0.002), (24, 0.001), (48, 0.002), (48, 0.001)]
@@ -429,8 +427,8 @@ def test_the_rate_is_chosen_on_val_and_never_on_test(
         i = [backbones[rate] for rate in rates].index(network[0])  # type: ignore[arg-type]
         return with_accuracy(store.labels, right[store.split][i])
 
-    monkeypatch.setattr(evaluation, "train_supervised", train)
-    monkeypatch.setattr(evaluation, "_classify", classify)
+    monkeypatch.setattr(supervised, "train_supervised", train)
+    monkeypatch.setattr(supervised, "_classify", classify)
     settings = settings_for("--supervised-lr", *map(str, rates))
     spec = backbone_spec(settings, splits.train)
     network, *scores = best_supervised(settings, spec, splits.train, splits, nn.Identity())
@@ -568,7 +566,7 @@ def test_predictions_are_there_before_the_results(
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "write_results", write)
+        patch.setattr(run_module, "write_results", write)
         with pytest.raises(OSError, match="the disk is full"):
             evaluate_run(settings, folder, tiny)
     assert seen == [{"labels", "train_counts", "class_names", "projection", "row_000", "row_001"}]

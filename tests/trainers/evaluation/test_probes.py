@@ -12,8 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from amimv import InputError
-from amimv.trainers import probes
-from amimv.trainers.probes import KNN_KS, balanced_accuracy, knn_probe, knn_scores, linear_probe
+from amimv.trainers.evaluation import probes
+from amimv.trainers.evaluation.probes import KNN_KS, balanced_accuracy, knn_probe, knn_scores, linear_probe
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from medmnist.evaluator import getACC, getAUC
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from amimv import InputError
-from amimv.trainers.metrics import MULTI_LABEL, TASKS, class_thirds, compute_scores
+from amimv.trainers.evaluation.metrics import MULTI_LABEL, TASKS, class_thirds, compute_scores
 
 DATA = Path(os.environ.get("AMIMV_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "medmnist")
 
