@@ -86,6 +86,42 @@ def _mean_of_logs(log_numerator: Tensor, denominator: Tensor, kept: Tensor) -> T
     return torch.where(kept, logs, 0).sum() / kept.sum().clamp(min=1)
 
 
+def _published_mimv(logits: Tensor, positive: Tensor, dropped: Tensor, average: str, temperature: float) -> Tensor:
+    """As the published code has it: the similarity of a row with itself is removed twice, as an extreme value, and by
+    subtracting ``exp(1 / temperature)`` from the denominator, which can make it zero or negative and the loss NaN in
+    small batches.
+    """
+    weights = torch.exp(logits).masked_fill(dropped, 0)
+    denominator = weights.sum(dim=0) - torch.exp(torch.ones_like(weights[0]) / temperature)
+    if average == "logs":
+        return _mean_of_logs(logits.gather(0, positive)[0], denominator, ~dropped.gather(0, positive)[0])
+    return -(weights.gather(0, positive)[0] / denominator).mean().log()
+
+
+def _finite_mimv(logits: Tensor, positive: Tensor, dropped: Tensor, average: str) -> Tensor:
+    """Finite and differentiable whatever is dropped: a column without any entry left has the ratio 0, and a mean below
+    the smallest normal number counts as that number (a loss of 87.3 in ``float32``, without a gradient).
+
+    Args:
+        logits: ``(2B, 2B)``.
+        positive: ``(1, 2B)`` row of each column's positive.
+        dropped: ``(2B, 2B)`` bool, here with the diagonal.
+        average: ``"ratios"`` or ``"logs"``.
+    """
+    log_numerator = logits.gather(0, positive)[0]
+    logits = logits.masked_fill(dropped, -torch.inf)
+    # A column's ratio does not change when the column shifts; with its largest entry at 0 no temperature over- or
+    # underflows, and the denominator is at least 1 unless the column is empty.
+    largest = logits.detach().amax(dim=0)
+    largest = largest.masked_fill(largest == -torch.inf, 0)
+    weights = torch.exp(logits - largest)
+    denominator = weights.sum(dim=0)
+    if average == "logs":
+        return _mean_of_logs(log_numerator - largest, denominator, ~dropped.gather(0, positive)[0])
+    ratio = weights.gather(0, positive)[0] / torch.where(denominator > 0, denominator, 1)
+    return -ratio.mean().clamp(min=torch.finfo(ratio.dtype).tiny).log()
+
+
 def mimv_loss(
     za: Tensor,
     zb: Tensor,
@@ -104,26 +140,16 @@ def mimv_loss(
     With cosine similarities ``s`` between all 2B rows and ``P = exp(s / temperature)``, entries of extreme similarity
     are set to 0 (positives among them), ``r_j = P[positive of j, j] / sum_i P[i, j]``, loss ``-log(mean_j r_j)``.
 
-    The published code removes the similarity of a row with itself twice: as an extreme value, and by subtracting
-    ``exp(1 / temperature)`` from the denominator, which can make it zero or negative and the loss NaN in small
-    batches. ``self_term="once"`` leaves it out exactly once.
-
-    With ``"once"`` the loss is finite and differentiable whatever is eliminated: a column without any entry left has
-    ``r_j = 0``, and a mean below the smallest normal number counts as that number (a loss of 87.3 in ``float32``,
-    without a gradient).
-
-    ``average="logs"`` is the mean of ``-log r_j`` over the columns whose positive is left; where none is, the loss is
-    0 with a gradient of 0. With ``"once"`` it is finite and differentiable too; with ``"published"`` a single
-    negative denominator makes it NaN.
-
     Args:
         za, zb: ``(B, D)``, row i of one is the positive of row i of the other; any scale.
         temperature: of the cosine similarities.
-        self_term: ``"once"``, or ``"published"`` to reproduce the published code.
+        self_term: how often a row's similarity with itself is left out: ``"once"``, which keeps the loss finite and
+            differentiable, or ``"published"``: twice, as in the published code, which can make it NaN.
         high, low: similarities above, below are eliminated; None keeps them (as published for ImageNet).
         near_zero: similarities smaller in absolute value are eliminated; None keeps them.
         spare_positives: never eliminate positives, however extreme (the published code does).
-        average: ``"ratios"`` as published, or ``"logs"``.
+        average: ``"ratios"`` as published, or ``"logs"``: the mean of ``-log r_j`` over the columns whose positive is
+            left; where none is, the loss is 0 with a gradient of 0.
         ids: ``(B,)`` image of each row; entries between other rows of the same image are left out.
     """
     if self_term not in ("once", "published"):
@@ -137,26 +163,10 @@ def mimv_loss(
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     if ids is not None:
         dropped = dropped | (_same_image(ids, positive[0]) & ~itself)
-    kept = ~dropped.gather(0, positive)[0]
     logits = similarity / temperature
-    log_numerator = logits.gather(0, positive)[0]
     if self_term == "published":
-        weights = torch.exp(logits).masked_fill(dropped, 0)
-        denominator = weights.sum(dim=0) - torch.exp(torch.ones_like(weights[0]) / temperature)
-        if average == "logs":
-            return _mean_of_logs(log_numerator, denominator, kept)
-        return -(weights.gather(0, positive)[0] / denominator).mean().log()
-    logits = logits.masked_fill(dropped | itself, -torch.inf)
-    # A column's ratio does not change when the column shifts; with its largest entry at 0 no temperature over- or
-    # underflows, and the denominator is at least 1 unless the column is empty.
-    largest = logits.detach().amax(dim=0)
-    largest = largest.masked_fill(largest == -torch.inf, 0)
-    weights = torch.exp(logits - largest)
-    denominator = weights.sum(dim=0)
-    if average == "logs":
-        return _mean_of_logs(log_numerator - largest, denominator, kept)
-    ratio = weights.gather(0, positive)[0] / torch.where(denominator > 0, denominator, 1)
-    return -ratio.mean().clamp(min=torch.finfo(ratio.dtype).tiny).log()
+        return _published_mimv(logits, positive, dropped, average, temperature)
+    return _finite_mimv(logits, positive, dropped | itself, average)
 
 
 def _same_id(ids: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
 
 from amimv import InputError, check_choice, first_line
 from amimv.models.backbones import BackboneSpec, build_backbone, check_sizes, patch_size
 from amimv.models.methods import METHODS
-from amimv.models.methods.encoder import Encoder
+from amimv.models.methods.base import Encoder, Method
 from amimv.pipelines import ImageStore, PairLoader, Recipe, get_recipe
 from amimv.pipelines.recipes import LOCAL_AREA
 from amimv.trainers.checks import LARS
@@ -47,9 +48,9 @@ class Training:
     held_out: HeldOut
     spec: BackboneSpec
     loader: PairLoader
-    method: Any
-    online: Any
-    optimizer: Any
+    method: Method[Any]
+    online: nn.Module
+    optimizer: torch.optim.Optimizer
     total_steps: int
     step: int = 0
 

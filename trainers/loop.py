@@ -111,9 +111,9 @@ def backward(training: Training, pair: PairBatch, last: bool) -> list[Tensor]:
     # Gradients travel between processes once per step.
     with nullcontext() if last else accelerator.no_sync(training.online):
         with accelerator.autocast():
-            loss, embeddings = training.method.loss(training.online, pair.sides, duplicate_ids(s, pair))
-        accelerator.backward(loss / s.accumulation)
-    return [measure(loss, embeddings) for measure in STEP_MEASURES.values()]
+            outcome = training.method.loss(training.online, pair.sides, duplicate_ids(s, pair))
+        accelerator.backward(outcome.loss / s.accumulation)
+    return [measure(outcome) for measure in STEP_MEASURES.values()]
 
 
 def duplicate_ids(settings: PretrainSettings, pair: PairBatch) -> Tensor | None:

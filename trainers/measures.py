@@ -9,28 +9,27 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from amimv.models.backbones import BackboneSpec
-from amimv.models.methods.encoder import Encoder
+from amimv.models.methods.base import Encoder, Outcome
 from amimv.pipelines import ImageStore
 from amimv.trainers.evaluation import balanced_accuracy, extract_features, knn_probe
 
 
-def loss_value(loss: Tensor, embeddings: Tensor) -> Tensor:
+def loss_value(outcome: Outcome) -> Tensor:
     """The loss itself."""
-    return loss.detach()
+    return outcome.loss.detach()
 
 
-def embedding_std(loss: Tensor, embeddings: Tensor) -> Tensor:
+def embedding_std(outcome: Outcome) -> Tensor:
     """Standard deviation of the normalised embeddings ``(B, D)`` over the batch, mean over dimensions.
 
     0 where all images have the same embedding, ``1 / sqrt(D)`` where they lie in all directions (Chen and He 2021,
     section 4.1).
     """
-    return nn.functional.normalize(embeddings.detach().float(), dim=1).std(dim=0).mean()
+    return nn.functional.normalize(outcome.embeddings.detach().float(), dim=1).std(dim=0).mean()
 
 
-#: Of every micro-batch, by their names in the metrics: functions of its loss and the embeddings of its side a, which
-#: ask nothing of the host.
-STEP_MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"loss": loss_value, "embedding_std": embedding_std}
+#: Of every micro-batch, by their names in the metrics; they ask nothing of the host.
+STEP_MEASURES: dict[str, Callable[[Outcome], Tensor]] = {"loss": loss_value, "embedding_std": embedding_std}
 
 
 class Measured(NamedTuple):

@@ -11,26 +11,21 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import barlow_twins_loss
-from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides, symmetric_pairs
 from amimv.models.methods.settings import BarlowTwinsSettings
 
 
-class BarlowTwins(nn.Module):
+class BarlowTwins(Method[BarlowTwinsSettings]):
     def __init__(self, backbone: nn.Module, settings: BarlowTwinsSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         widths = (feature_width(backbone), s.projector_hidden, s.projector_hidden, s.projector_out)
-        self.online = Encoder(backbone, build_mlp(widths, last_norm=False))
+        super().__init__(s, Encoder(backbone, build_mlp(widths, last_norm=False)))
 
-    def begin_step(self, step: int, total_steps: int) -> None:
-        """Nothing moves but the weights."""
-
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         s = self.settings
         z = [gather_rows(side) for side in online(sides).z]
         losses = [
             barlow_twins_loss(z[a], z[b], redundancy=s.redundancy, scale=s.loss_scale)
             for a, b in symmetric_pairs(len(z))
         ]
-        return torch.stack(losses).mean(), z[0]
+        return Outcome(torch.stack(losses).mean(), z[0])

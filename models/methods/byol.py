@@ -11,31 +11,27 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import average_loss
 from amimv.models.heads import build_mlp
 from amimv.models.losses import byol_loss
-from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides, cross_pairs
 from amimv.models.methods.settings import ByolSettings
 from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
 
 
-class Byol(nn.Module):
+class Byol(Method[ByolSettings]):
     def __init__(self, backbone: nn.Module, settings: ByolSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         projector = build_mlp((feature_width(backbone), s.projector_hidden, s.projector_out), last_norm=False)
         predictor = build_mlp((s.projector_out, s.predictor_hidden, s.projector_out), last_norm=False)
+        super().__init__(s, Encoder(backbone, projector, predictor))
         self.teacher = copy_teacher(Encoder(backbone, projector))
-        self.online = Encoder(backbone, projector, predictor)
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """The target moves by the step's momentum."""
         update_teacher(self.teacher, self.online, cosine_momentum(step, total_steps, self.settings.momentum))
 
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and this process's embeddings ``(B, D)`` of side a.
-
-        Of two sides the sum over both ways, as published; with local sides twice the mean over all pairs.
-        """
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
+        """Of two sides the sum over both ways, as published; with local sides twice the mean over all pairs."""
         embeddings = online(sides)
         with torch.no_grad():
             targets = self.teacher(sides[:2]).z
         losses = [byol_loss(embeddings.p[a], targets[b]) for a, b in cross_pairs(len(sides))]
-        return average_loss(2 * torch.stack(losses).mean()), embeddings.z[0]
+        return Outcome(average_loss(2 * torch.stack(losses).mean()), embeddings.z[0])

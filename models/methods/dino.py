@@ -12,7 +12,7 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import average, average_loss
 from amimv.models.heads import Prototypes, build_mlp
 from amimv.models.losses import dino_loss
-from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides, cross_pairs
 from amimv.models.methods.settings import DinoSettings
 from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
 
@@ -23,12 +23,11 @@ def warmup_temperature(step: int, total_steps: int, start: float, end: float, wa
     return start + (end - start) * done
 
 
-class Dino(nn.Module):
+class Dino(Method[DinoSettings]):
     centre: Tensor
 
     def __init__(self, backbone: nn.Module, settings: DinoSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         widths = (feature_width(backbone), s.projector_hidden, s.projector_hidden, s.projector_out)
         projector = build_mlp(widths, norm=s.projector_norm, last_norm=False, activation=nn.GELU)
         for layer in projector:
@@ -36,8 +35,9 @@ class Dino(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        self.prototypes = Prototypes(s.projector_out, s.prototypes)
-        self.online = Encoder(backbone, projector, self.prototypes)
+        prototypes = Prototypes(s.projector_out, s.prototypes)
+        super().__init__(s, Encoder(backbone, projector, prototypes))
+        self.prototypes = prototypes
         self.teacher = copy_teacher(self.online)
         self.temperature = s.teacher_temperature
         self.register_buffer("centre", torch.zeros(s.prototypes))
@@ -51,8 +51,7 @@ class Dino(nn.Module):
         )
         self.prototypes.freeze(step < s.freeze_prototypes * total_steps)
 
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and this process's embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         s = self.settings
         embeddings = online(sides)
         with torch.no_grad():
@@ -69,4 +68,4 @@ class Dino(nn.Module):
         ]
         loss = average_loss(torch.stack(losses).mean())
         self.centre.lerp_(average(torch.cat(teacher).mean(dim=0)), 1 - s.centre_momentum)
-        return loss, embeddings.z[0]
+        return Outcome(loss, embeddings.z[0])

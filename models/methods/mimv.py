@@ -12,27 +12,25 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import mimv_loss
-from amimv.models.methods.encoder import Encoder, Online, Sides
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides
 from amimv.models.methods.settings import MimvSettings
 from amimv.models.teacher import copy_teacher, update_teacher
 
 
-class Mimv(nn.Module):
+class Mimv(Method[MimvSettings]):
     def __init__(self, backbone: nn.Module, settings: MimvSettings) -> None:
-        super().__init__()
-        self.settings = settings
+        s = settings
         width = feature_width(backbone)
-        hidden = settings.projector_hidden or width
-        projector = build_mlp((width, hidden, hidden, settings.projector_out or width // 4))
-        self.online = Encoder(backbone, projector, shared_norm=settings.shared_norm)
+        hidden = s.projector_hidden or width
+        projector = build_mlp((width, hidden, hidden, s.projector_out or width // 4))
+        super().__init__(s, Encoder(backbone, projector, shared_norm=s.shared_norm))
         self.teacher = copy_teacher(self.online)
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """The target moves just before each optimiser step's forward pass."""
         update_teacher(self.teacher, self.online, self.settings.momentum)
 
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         side_a, side_b, *local = sides
         embeddings = [gather_rows(z) for z in online([side_a, *local]).z]
         with torch.no_grad():
@@ -54,4 +52,4 @@ class Mimv(nn.Module):
             )
             for z in embeddings
         ]
-        return torch.stack(losses).mean(), embeddings[0]
+        return Outcome(torch.stack(losses).mean(), embeddings[0])

@@ -11,27 +11,20 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import nnclr_loss
 from amimv.models.memory import Queue
-from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides, cross_pairs
 from amimv.models.methods.settings import NnclrSettings
 
 
-class Nnclr(nn.Module):
+class Nnclr(Method[NnclrSettings]):
     def __init__(self, backbone: nn.Module, settings: NnclrSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         projector = build_mlp((feature_width(backbone), s.projector_hidden, s.projector_hidden, s.projector_out))
         predictor = build_mlp((s.projector_out, s.predictor_hidden, s.projector_out), last_norm=False)
-        self.online = Encoder(backbone, projector, predictor)
+        super().__init__(s, Encoder(backbone, projector, predictor))
         self.queue = Queue(s.queue, s.projector_out)
 
-    def begin_step(self, step: int, total_steps: int) -> None:
-        """Nothing moves but the weights."""
-
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a.
-
-        Side a's projections go to the queue afterwards.
-        """
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
+        """Side a's projections go to the queue afterwards."""
         embeddings = online(sides)
         z = [gather_rows(side) for side in embeddings.z[:2]]
         p = [gather_rows(side) for side in embeddings.p]
@@ -42,4 +35,4 @@ class Nnclr(nn.Module):
         ]
         loss = torch.stack(losses).mean()
         self.queue.push(z[0])
-        return loss, z[0]
+        return Outcome(loss, z[0])

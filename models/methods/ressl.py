@@ -12,17 +12,16 @@ from amimv.models.distributed import average_loss, gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import ressl_loss
 from amimv.models.memory import Queue
-from amimv.models.methods.encoder import Encoder, Online, Sides
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides
 from amimv.models.methods.settings import ResslSettings
 from amimv.models.teacher import copy_teacher, cosine_momentum, update_teacher
 
 
-class Ressl(nn.Module):
+class Ressl(Method[ResslSettings]):
     def __init__(self, backbone: nn.Module, settings: ResslSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         widths = (feature_width(backbone), s.projector_hidden, s.projector_out)
-        self.online = Encoder(backbone, build_mlp(widths, norm=False, last_norm=False))
+        super().__init__(s, Encoder(backbone, build_mlp(widths, norm=False, last_norm=False)))
         self.teacher = copy_teacher(self.online)
         self.queue = Queue(s.queue, s.projector_out)
 
@@ -30,8 +29,7 @@ class Ressl(nn.Module):
         """The teacher moves by the step's momentum."""
         update_teacher(self.teacher, self.online, cosine_momentum(step, total_steps, self.settings.momentum))
 
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and this process's embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         s = self.settings
         side_a, side_b, *local = sides
         students = online([side_a, *local]).z
@@ -50,4 +48,4 @@ class Ressl(nn.Module):
         ]
         loss = average_loss(torch.stack(losses).mean())
         self.queue.push(gather_rows(teacher))
-        return loss, students[0]
+        return Outcome(loss, students[0])

@@ -17,7 +17,7 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import nt_xent
-from amimv.models.methods.encoder import Embeddings, Encoder, Online, Sides
+from amimv.models.methods.base import Embeddings, Encoder, Method, Online, Outcome, Sides
 from amimv.models.methods.settings import SdclrSettings
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, RmsNorm)
@@ -56,21 +56,21 @@ class EncoderWithTwin(Encoder):
         return Embeddings(z, z)
 
 
-class Sdclr(nn.Module):
+class Sdclr(Method[SdclrSettings]):
+    online: EncoderWithTwin
+
     def __init__(self, backbone: nn.Module, settings: SdclrSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         widths = (feature_width(backbone), s.projector_hidden, s.projector_hidden, s.projector_out)
-        self.online = EncoderWithTwin(backbone, build_mlp(widths))
+        super().__init__(s, EncoderWithTwin(backbone, build_mlp(widths)))
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """The twin loses other weights every so often."""
         if step % max(1, round(self.settings.prune_every * total_steps)) == 0:
             self.online.prune(self.settings.pruned)
 
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         za, *others = (gather_rows(side) for side in online(sides).z)
         ids = None if ids is None else gather_rows(ids)
         losses = [nt_xent(za, z, temperature=self.settings.temperature, ids=ids) for z in others]
-        return torch.stack(losses).mean(), za
+        return Outcome(torch.stack(losses).mean(), za)

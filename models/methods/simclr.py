@@ -10,24 +10,19 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import gather_rows
 from amimv.models.heads import build_mlp
 from amimv.models.losses import nt_xent
-from amimv.models.methods.encoder import Encoder, Online, Sides, symmetric_pairs
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides, symmetric_pairs
 from amimv.models.methods.settings import SimclrSettings
 
 
-class Simclr(nn.Module):
+class Simclr(Method[SimclrSettings]):
     def __init__(self, backbone: nn.Module, settings: SimclrSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.temperature = settings.temperature
-        widths = (feature_width(backbone), settings.projector_hidden, settings.projector_out)
-        self.online = Encoder(backbone, build_mlp(widths, norm=False, last_norm=False))
+        s = settings
+        widths = (feature_width(backbone), s.projector_hidden, s.projector_out)
+        super().__init__(s, Encoder(backbone, build_mlp(widths, norm=False, last_norm=False)))
+        self.temperature = s.temperature
 
-    def begin_step(self, step: int, total_steps: int) -> None:
-        """Nothing moves but the weights."""
-
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         z = [gather_rows(side) for side in online(sides).z]
         ids = None if ids is None else gather_rows(ids)
         losses = [nt_xent(z[a], z[b], temperature=self.temperature, ids=ids) for a, b in symmetric_pairs(len(z))]
-        return torch.stack(losses).mean(), z[0]
+        return Outcome(torch.stack(losses).mean(), z[0])

@@ -11,24 +11,19 @@ from amimv.models.backbones import feature_width
 from amimv.models.distributed import average_loss
 from amimv.models.heads import build_mlp
 from amimv.models.losses import simsiam_loss
-from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides, cross_pairs
 from amimv.models.methods.settings import SimsiamSettings
 
 
-class Simsiam(nn.Module):
+class Simsiam(Method[SimsiamSettings]):
     def __init__(self, backbone: nn.Module, settings: SimsiamSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         hidden = (s.projector_hidden, s.projector_hidden)
         projector = build_mlp((feature_width(backbone), *hidden, s.projector_out), last_affine=False)
         predictor = build_mlp((s.projector_out, s.predictor_hidden, s.projector_out), last_norm=False)
-        self.online = Encoder(backbone, projector, predictor)
+        super().__init__(s, Encoder(backbone, projector, predictor))
 
-    def begin_step(self, step: int, total_steps: int) -> None:
-        """Nothing moves but the weights."""
-
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and this process's embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         z, p = online(sides)
         losses = [simsiam_loss(p[a], z[b].detach()) for a, b in cross_pairs(len(sides))]
-        return average_loss(torch.stack(losses).mean()), z[0]
+        return Outcome(average_loss(torch.stack(losses).mean()), z[0])

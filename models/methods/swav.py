@@ -14,17 +14,17 @@ from amimv.models.distributed import gather_rows
 from amimv.models.heads import Prototypes, build_mlp
 from amimv.models.losses import swav_loss
 from amimv.models.memory import Queue
-from amimv.models.methods.encoder import Encoder, Online, Sides, cross_pairs
+from amimv.models.methods.base import Encoder, Method, Online, Outcome, Sides, cross_pairs
 from amimv.models.methods.settings import SwavSettings
 
 
-class Swav(nn.Module):
+class Swav(Method[SwavSettings]):
     def __init__(self, backbone: nn.Module, settings: SwavSettings) -> None:
-        super().__init__()
-        self.settings = s = settings
+        s = settings
         projector = build_mlp((feature_width(backbone), s.projector_hidden, s.projector_out), last_norm=False)
-        self.prototypes = Prototypes(s.projector_out, s.prototypes)
-        self.online = Encoder(backbone, projector, self.prototypes)
+        prototypes = Prototypes(s.projector_out, s.prototypes)
+        super().__init__(s, Encoder(backbone, projector, prototypes))
+        self.prototypes = prototypes
         self.queue_a, self.queue_b = (Queue(s.queue, s.projector_out) for _ in range(2))
         self.uses_queue = False
 
@@ -33,8 +33,7 @@ class Swav(nn.Module):
         self.prototypes.freeze(step < self.settings.freeze_prototypes * total_steps)
         self.uses_queue = step >= self.settings.queue_start * total_steps
 
-    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scalar loss of the global micro-batch, and the embeddings ``(B, D)`` of side a."""
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
         s = self.settings
         embeddings = online(sides)
         queues = (self.queue_a, self.queue_b)
@@ -56,4 +55,4 @@ class Swav(nn.Module):
         z = [gather_rows(side.detach()) for side in embeddings.z[:2]]
         for queue, side in zip(queues, z, strict=True):
             queue.push(side)
-        return loss, z[0]
+        return Outcome(loss, z[0])

@@ -28,7 +28,7 @@ from amimv.models.losses import (
     vicreg_loss,
 )
 from amimv.models.methods import METHODS
-from amimv.models.methods.encoder import Embeddings, Encoder
+from amimv.models.methods.base import Embeddings, Encoder
 from amimv.models.methods.mimv import Mimv, MimvSettings
 from amimv.models.methods.simclr import Simclr, SimclrSettings
 from amimv.pipelines.loader import PairBatch, PairLoader

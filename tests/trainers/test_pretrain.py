@@ -22,7 +22,7 @@ from torch import Tensor
 from amimv import InputError, usable_cores
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
-from amimv.models.methods.encoder import Encoder
+from amimv.models.methods.base import Encoder
 from amimv.pipelines import SAMPLERS, PairBatch, PairLoader, get_recipe, load_store
 from amimv.trainers import build, loop
 from amimv.trainers import pretrain as module

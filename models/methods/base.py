@@ -1,14 +1,18 @@
-"""What every method is made of: a backbone, a projector and what is put on top, run once per view."""
+"""What every method owes the training, and what all are made of: an encoder that is run once per view."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from amimv import InputError
 from amimv.models.backbones import encode
+from amimv.models.methods.settings import MethodSettings
 
+#: A method's own settings.
+Own = TypeVar("Own", bound=MethodSettings)
 Sides = Sequence[Sequence[Tensor]]
 
 
@@ -76,6 +80,47 @@ def _concatenate(side: Sequence[Tensor]) -> Tensor:
         listed = " and ".join(map(str, shapes))
         raise InputError(f"shared_norm: views of one side have shapes {listed}, expected one; leave shared_norm off")
     return torch.cat(list(side))
+
+
+class Outcome(NamedTuple):
+    """What a method makes of a micro-batch.
+
+    Attributes:
+        loss: scalar, of the global micro-batch.
+        embeddings: ``(B, D)`` of side a, of this process or gathered from all; what is measured of them is logged.
+    """
+
+    loss: Tensor
+    embeddings: Tensor
+
+
+class Method(nn.Module, ABC, Generic[Own]):
+    """What is done with the sides of a pair. Its state is checkpointed; built as ``Kind(backbone, settings)``.
+
+    Attributes:
+        settings: the method's own.
+        online: what is optimised, and wrapped for many processes: all that learns is in it.
+    """
+
+    def __init__(self, settings: Own, online: Encoder) -> None:
+        super().__init__()
+        self.settings = settings
+        self.online = online
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Called before each optimiser step (from 0): moves the teacher and sets what follows a schedule, as a
+        function of the step. Here nothing moves but the weights.
+        """
+
+    @abstractmethod
+    def loss(self, online: Online, sides: Sides, ids: Tensor | None) -> Outcome:
+        """Called for each micro-batch; nothing in it may wait for the device.
+
+        Args:
+            online: `Method.online`, possibly wrapped; called once.
+            sides: a and b, then local ones: views ``(B, C, H, W)``, normalised.
+            ids: ``(B,)`` image of each row: others of the same image are not its negatives; None: they are.
+        """
 
 
 def cross_pairs(sides: int) -> list[tuple[int, int]]:
