@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -23,11 +22,15 @@ from amimv import InputError, check_choice, first_line, run_command, usable_core
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.views import render_views
 from amimv.tools.throughput.measure import Rates, measure, threads, waiter
-from amimv.tools.throughput.rivals import RIVALS, Rival
 from amimv.tools.throughput.scaling import draw_scaling, measure_memory, measure_scaling
 from amimv.tools.throughput.stages import break_down, compare_views, write_trace
 from amimv.tools.throughput.training_step import profile_step
 from amimv.trainers.run_folder import describe_environment, write_json
+
+try:
+    from amimv.tools.throughput.rivals import RIVALS
+except ModuleNotFoundError:  # an installed package leaves them out
+    RIVALS = ()
 
 #: The row that the others are compared with: pipeline and recipe.
 REFERENCE = ("amimv PairLoader, kornia", "two-view")
@@ -53,7 +56,7 @@ class ProfileSettings:
     backends: tuple[str, ...] = BACKENDS
     """of this package"""
     rivals: bool = True
-    """measure what people use today, too"""
+    """measure what people use today, too (in a checkout only)"""
     repeats: int = 7
     """timed repeats of each row; median and quartiles are shown"""
     seconds: float = 1.0
@@ -130,17 +133,6 @@ def count_renders(store: ImageStore, recipe: str, backend: str, batch: int, n: i
             yield sum(map(len, render_views(images, params, backend)))
 
 
-def count_rival(rival: Rival, store: ImageStore, batch: int, n: int) -> Iterator[int]:
-    """Views handed out by one of the others."""
-    try:
-        import_module(rival.module)
-    except ImportError as error:
-        raise InputError(f"{rival.module} cannot be imported ({error})") from error
-    with closing(rival.batches(store, batch, n)) as batches:
-        for views in batches:
-            yield sum(map(len, views))
-
-
 def list_candidates(s: ProfileSettings, store: ImageStore, cores: int) -> list[Candidate]:
     """What is measured at one image size."""
     rows = []
@@ -159,7 +151,7 @@ def list_candidates(s: ProfileSettings, store: ImageStore, cores: int) -> list[C
     for rival in RIVALS if s.rivals else ():
         counts = {"nothing": [0], "workers": [cores], "threads": one_or_all}[rival.threads]
         choices = [(batch, n) for batch in RIVAL_BATCHES if batch <= len(store) for n in counts]
-        rows.append(Candidate(rival.name, "two-view", choices, partial(count_rival, rival, store), rival.differences))
+        rows.append(Candidate(rival.name, "two-view", choices, partial(rival.count, store), rival.differences))
     return rows
 
 
@@ -233,6 +225,8 @@ def show_throughput(s: ProfileSettings, console: Console, device: torch.device) 
         rows = measure_throughput(s, size, device)
         reference = reference_rate(rows)
         print_table(console, title_of(s, size), header, [cells_of(row, reference) for row in rows])
+        if s.rivals and not RIVALS:
+            console.print("what people use today is compared in a checkout only", soft_wrap=True)
         for note in dict.fromkeys(row.note for row in rows if row.note):
             names = ", ".join(dict.fromkeys(row.pipeline for row in rows if row.note == note))
             console.print(f"{names}: {note}", soft_wrap=True)

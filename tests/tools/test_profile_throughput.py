@@ -57,6 +57,16 @@ def test_it_prints_and_writes_a_row_each(capsys: pytest.CaptureFixture[str], tmp
     assert rows[-1]["note"].startswith("skipped: no_such_library")
 
 
+def test_without_the_others_a_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in an installed package."""
+    monkeypatch.setattr(tool, "RIVALS", ())
+    rows = profile(replace(QUICK, backends=("kornia",), recipes=("two-view",), seconds=0.0))["throughput"]
+    assert len(rows) == 2
+    assert "compared in a checkout only" in capsys.readouterr().out
+
+
 def test_views_are_counted(store: ImageStore) -> None:
     pairs = tool.count_pairs(store, "mimv", "kornia", False, 40, 1)
     before = torch.get_num_threads()
@@ -66,7 +76,7 @@ def test_views_are_counted(store: ImageStore) -> None:
     assert torch.get_num_threads() == before
     assert next(tool.count_renders(store, "two-view", "kornia", 40, 1)) == 80
     kornia = next(rival for rival in RIVALS if rival.name.endswith("resampled"))
-    with_rival = tool.count_rival(kornia, store, 40, 1)
+    with_rival = kornia.count(store, 40, 1)
     assert next(with_rival) == 80
     with_rival.close()
 

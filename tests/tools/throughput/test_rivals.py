@@ -18,8 +18,8 @@ from amimv import InputError
 from amimv.pipelines import HARD, ImageStore, Key, ViewPolicy, draw_view_params, render
 from amimv.pipelines.operations.blur import blur_window
 from amimv.pipelines.sources.phantom import generate_phantom
-from amimv.tools.throughput import rivals
-from amimv.tools.throughput.rivals import RIVALS, Rival, Views, dali_pil_views, kornia_views, lightly_views
+from amimv.tools.throughput.rivals import RIVALS, Rival, batched, dali_pil_views, kornia_views, lightly_views, loaders
+from amimv.tools.throughput.rivals.common import Views
 
 #: One row per way to make views: those that differ in the number of workers only are left out.
 KINDS = [r for r in RIVALS if (r.threads == "workers") == (r.module == "lightly")]
@@ -69,7 +69,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[OPEN]:
             # What it does can be seen on a CPU if it is kept from asking for a CUDA stream.
             types = importlib.import_module("nvidia.dali.types")
             monkeypatch.setattr(types, "_get_default_stream_for_array", lambda array: None)
-            generators.append(rivals.dali_pil_batches(store, batch, policy))
+            generators.append(batched.dali_pil_batches(store, batch, policy))
         else:
             generators.append(rival.batches(store, batch, threads, policy=policy))
         return generators[-1]
@@ -300,7 +300,7 @@ def test_threads_of_kornia_are_put_back() -> None:
 def test_spawned_workers_can_be_sent_the_data_set(rival: Rival, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(rival.module, reason=f"{rival.module} is not installed")
     sent: list[Any] = []
-    monkeypatch.setattr(rivals, "loaded", lambda dataset, *rest: sent.append(dataset))
+    monkeypatch.setattr(loaders, "loaded", lambda dataset, *rest: sent.append(dataset))
     rival.batches(phantom(), 16, 2)
     first, second = pickle.loads(pickle.dumps(sent[0]))[0]
     assert first.shape == second.shape == (3, 28, 28)
