@@ -7,6 +7,15 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-golden", action="store_true", help="write the losses of the golden runs anew")
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--record-golden"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tiny tensors on two busy threads cost more than they gain."""
