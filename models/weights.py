@@ -116,7 +116,7 @@ def read_weights(source: str, name: str) -> State:
         InputError: the source cannot be reached or read, or holds no tensors.
     """
     if source == "timm" or source.startswith(TIMM_SOURCES):
-        return dict(_from_timm(name if source == "timm" else source).state_dict())
+        return dict(from_timm(name if source == "timm" else source).state_dict())
     path = user_path(source)
     if path.is_dir():
         path = next((path / one for one in IN_FOLDER if (path / one).is_file()), path / IN_FOLDER[0])
@@ -131,7 +131,7 @@ def read_weights(source: str, name: str) -> State:
     return tensors
 
 
-def _from_timm(name: str) -> nn.Module:
+def from_timm(name: str) -> nn.Module:
     """timm's network of that name with its pretrained weights, as timm builds it for its own image size."""
     if name == SMALL:
         raise InputError(f"backbone '{SMALL}' has no weights at timm: give --backbone with a model of timm, or a file")
