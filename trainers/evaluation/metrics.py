@@ -5,7 +5,7 @@ scikit-learn's, from the predicted class. All are fractions in [0, 1].
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from medmnist.evaluator import getACC, getAUC
@@ -43,6 +43,10 @@ class Scores:
     medium: float | None
     tail: float | None
     per_class_recall: tuple[float | None, ...]
+
+
+#: The single numbers among them: columns of the results and of the table.
+SCORES = tuple(field.name for field in fields(Scores) if field.type in (float, float | None))
 
 
 def compute_scores(labels: np.ndarray, scores: np.ndarray, task: str, train_counts: Sequence[int]) -> Scores:

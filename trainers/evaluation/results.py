@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from amimv.files import replacing
+from amimv.trainers.evaluation.metrics import SCORES
 
 COLUMNS = [
     "run",
@@ -30,13 +31,7 @@ COLUMNS = [
     "seed",
     "steps",
     "val_balanced_accuracy",
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "auc",
-    "head",
-    "medium",
-    "tail",
+    *SCORES,
     "revision",
 ]
 
@@ -73,7 +68,7 @@ def write_results(rows: list[dict[str, Any]], path: Path) -> None:
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
     """The rows for people, in percent."""
     table = Table(title=title, title_justify="left")
-    shown = ("balanced_accuracy", "accuracy", "macro_f1", "auc", "head", "medium", "tail")
+    shown = sorted(SCORES, key="balanced_accuracy".__ne__)  # that first, the others as they are
     for name in ("features", "probe", "labels"):
         table.add_column(name, no_wrap=True)
     for name in shown:

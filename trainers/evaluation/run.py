@@ -17,7 +17,7 @@ from amimv.pipelines import ImageStore, label_fraction, realised_ratio
 from amimv.trainers.checks import one_image
 from amimv.trainers.data import EVALUATION, Splits, backbone_spec, describe_run
 from amimv.trainers.evaluation.features import build_random, extract_features
-from amimv.trainers.evaluation.metrics import compute_scores
+from amimv.trainers.evaluation.metrics import SCORES, compute_scores
 from amimv.trainers.evaluation.probes import balanced_accuracy, knn_probe, linear_probe
 from amimv.trainers.evaluation.results import ORDER, Judged, print_table, write_results
 from amimv.trainers.evaluation.supervised import best_supervised
@@ -193,7 +193,7 @@ def _row(
         "val_balanced_accuracy": round(float(balanced_accuracy(judged.val, splits.val.known_labels(EVALUATION))), 6),
         "revision": revision,
     }
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "head", "medium", "tail"):
+    for name in SCORES:
         value = getattr(result, name)
         row[name] = "" if value is None else round(value, 6)
     return row
