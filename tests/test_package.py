@@ -169,12 +169,6 @@ def test_console_scripts_point_at_functions() -> None:
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, target
 
 
-@pytest.mark.parametrize("name", ["kornia_backend", "params"])
-def test_the_hot_path_never_waits_for_the_device(name: str) -> None:
-    text = (ROOT / "pipelines" / f"{name}.py").read_text()
-    assert not re.findall(r"\.(?:cpu|item|numpy|tolist)\(", text)
-
-
 def test_an_unknown_choice_names_the_near_misses() -> None:
     amimv.check_choice("backend", "dali", iter(["kornia", "dali"]))
     with pytest.raises(amimv.InputError) as error:

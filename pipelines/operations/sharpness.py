@@ -10,8 +10,8 @@ from torch import Tensor
 
 from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, setting, spread
 
-#: PIL's smoothing kernel, which its and torchvision's sharpness is relative to.
-KERNEL = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13
+#: PIL's smoothing kernel, which its and torchvision's sharpness is relative to: 5 in the middle, 1 around it, over 13.
+MIDDLE, AROUND = 5 / 13, 1 / 13
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,17 @@ class Sharpness(Pixels):
 
     @staticmethod
     def apply(images: Tensor, drawn: Tensor) -> Tensor:
-        channels = images.shape[1]
-        kernel = KERNEL.to(images.device).expand(channels, 1, 3, 3)
-        smoothed = F.conv2d(F.pad(images, (1, 1, 1, 1), "reflect"), kernel, groups=channels)
+        # A kernel on the host would be copied to the device, and waited for, at every batch.
+        nine = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), "reflect"), 3, stride=1, divisor_override=1)
+        smoothed = AROUND * nine + (MIDDLE - AROUND) * images
         return torch.lerp(smoothed, images, 1 + per_sample(drawn)).clamp_(0, 1)
 
     @staticmethod
     def apply_dali(ndd: Any, view: Any, drawn: Tensor) -> Any:
         view = ndd.as_batch(view, layout="HWC")
-        kernel = ndd.as_batch(KERNEL.expand(len(drawn), 3, 3).contiguous(), device=view.device)
+        kernel = torch.full((len(drawn), 3, 3), AROUND)
+        kernel[:, 1, 1] = MIDDLE
+        kernel = ndd.as_batch(kernel, device=view.device)
         smoothed = ndd.filter(view, kernel, border="reflect_101", dtype=ndd.float32)
         factor = ndd.as_batch((1 + drawn).contiguous(), device=view.device)
         sharpened = smoothed + (view - smoothed) * factor
