@@ -170,22 +170,30 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def draw_curves(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Loss by step and kNN on the validation split, as a picture."""
+    """Loss by step, and kNN on the validation split and RankMe where they were measured, as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    losses = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
-    knn = [(row["step"], 100 * row["knn_val"]) for row in metrics if "knn_val" in row]
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    losses, knn, ranks = (
+        [(row["step"], row[name]) for row in metrics if name in row] for name in ("loss", "knn_val", "rankme")
+    )
+    panels = 2 if ranks else 1
+    figure, axes = pyplot.subplots(panels, figsize=(7, 3 + panels), sharex=True, squeeze=False, layout="constrained")
+    top, bottom = axes[0, 0], axes[-1, 0]
+    top.set(title=title)
+    bottom.set(xlabel="optimiser step")
+    if ranks:
+        bottom.plot(*zip(*ranks, strict=True), color="tab:green", marker="o", markersize=3)
+        bottom.set_ylabel("RankMe", color="tab:green")
     if losses:
-        axis.plot(*zip(*losses, strict=True), color="tab:blue", linewidth=0.8)
-    axis.set(xlabel="optimiser step", title=title)
-    axis.set_ylabel("loss", color="tab:blue")
+        top.plot(*zip(*losses, strict=True), color="tab:blue", linewidth=0.8)
+    top.set_ylabel("loss", color="tab:blue")
     if knn:
-        right = axis.twinx()
-        right.plot(*zip(*knn, strict=True), color="tab:orange", marker="o", markersize=3)
+        right = top.twinx()
+        steps, values = zip(*knn, strict=True)
+        right.plot(steps, [100 * value for value in values], color="tab:orange", marker="o", markersize=3)
         right.set_ylabel("kNN balanced accuracy on val (%)", color="tab:orange")
     with replacing(path, "wb") as file:
         figure.savefig(file, dpi=120)
