@@ -16,7 +16,7 @@ from amimv.models.methods import METHODS
 RECORD = Path(__file__).resolve().parents[1] / "data" / "golden.json"
 STEPS = 20
 #: Relative, and absolute where a loss is near zero. With kernels for SSE4, not AVX-512 (``ATEN_CPU_CAPABILITY``,
-#: ``ONEDNN_MAX_CPU_ISA``, ``MKL_ENABLE_INSTRUCTIONS``) the losses below move by at most 2e-5, nearly all by 2e-6: other
+#: ``ONEDNN_MAX_CPU_ISA``, ``MKL_ENABLE_INSTRUCTIONS``) the losses below move by up to 2e-5, nearly all by 2e-6: other
 #: processors and versions of torch round otherwise. At the published learning rates BatchNorm on 16 images would make
 #: that a hundredth within the twenty steps, so a fiftieth of them is taken, and AdamW for DINO.
 TOLERANCE = 1e-4
