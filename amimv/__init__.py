@@ -31,8 +31,9 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Raise an `InputError` that lists the near misses unless ``value`` is one of ``choices``."""
     known = tuple(choices)
     if value not in known:
-        hint = f"{near} " if (near := did_you_mean(value, known, cutoff=0.4)) else ""
-        listed = ", ".join(known) if len(known) <= 20 else f"{len(known)}, such as {', '.join(known[:3])}"
+        hint = did_you_mean(value, known, "{} ", cutoff=0.4)
+        between = "; " if any("," in one for one in known) else ", "
+        listed = between.join(known) if len(known) <= 20 else f"{len(known)}, such as {between.join(known[:3])}"
         raise InputError(f"unknown {what} {shown(value)}: {hint}choose from {listed}")
 
 
@@ -42,11 +43,12 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The question with the up to three nearest of the known words; empty where none is as near as ``cutoff``."""
+def did_you_mean(word: str, known: Iterable[str], form: str = "{}", cutoff: float = 0.6) -> str:
+    """The question with the up to three nearest of the known words, in this form; empty where none is as near as
+    ``cutoff``."""
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=cutoff)
-    return f"did you mean {' or '.join(by_lower[one] for one in near)}?" if near else ""
+    return form.format(f"did you mean {' or '.join(by_lower[one] for one in near)}?") if near else ""
 
 
 def user_path(text: str | Path) -> Path:

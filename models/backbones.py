@@ -78,8 +78,7 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
-        near = did_you_mean(name.strip(), [SMALL, *timm.list_models()], cutoff=0.5)
-        hint = f"{near} " if near else ""
+        hint = did_you_mean(name.strip(), [SMALL, *timm.list_models()], "{} ", cutoff=0.5)
         raise InputError(f"unknown backbone {shown(name)}: {hint}give '{SMALL}' or a model of timm.list_models()")
     try:
         timm.get_pretrained_cfg(name)

@@ -74,12 +74,10 @@ def chosen(paths: tuple[str, ...], indices: Tensor) -> tuple[str, ...]:
     return tuple(paths[i] for i in indices.tolist()) if paths else ()
 
 
-@dataclass(frozen=True, eq=False)
-class ResidentImages:
-    """Images on the device; nothing waits for it."""
+class _OneTensor:
+    """What images that are one tensor, wherever it lies, say of themselves."""
 
-    tensor: Tensor = field(repr=False)
-    paths: tuple[str, ...] = field(default=(), repr=False)
+    tensor: Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,6 +90,14 @@ class ResidentImages:
     @property
     def decoded(self) -> bool:
         return True
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentImages(_OneTensor):
+    """Images on the device; nothing waits for it."""
+
+    tensor: Tensor = field(repr=False)
+    paths: tuple[str, ...] = field(default=(), repr=False)
 
     def gather(self, indices: Tensor) -> Tensor:
         flat = indices.flatten().to(self.tensor.device)
@@ -105,7 +111,7 @@ class ResidentImages:
 
 
 @dataclass(frozen=True, eq=False)
-class HostImages:
+class HostImages(_OneTensor):
     """Images in host memory (pinned where there is CUDA; or a mapped file), for a device that they do not fit on.
 
     Indices are brought to the host, which is the only wait (none if they are there already); the images are gathered
@@ -115,18 +121,6 @@ class HostImages:
     tensor: Tensor = field(repr=False)
     device: torch.device
     paths: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensor.dtype
-
-    @property
-    def decoded(self) -> bool:
-        return True
 
     def gather(self, indices: Tensor) -> Tensor:
         flat = indices.flatten().cpu()

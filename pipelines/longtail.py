@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError, did_you_mean, first_line, shown
+from amimv import InputError, check_choice, first_line
 from amimv.files import replacing
 from amimv.pipelines.groups import check_groups
 from amimv.pipelines.rng import Key, Stream, hashes
@@ -41,9 +41,7 @@ def profile_weights(n_classes: int, rho: float, profile: str, counts: Sequence[i
     Raises:
         InputError: for an unknown profile, rho < 1, or ``natural`` without counts.
     """
-    if profile not in PROFILES:
-        hint = f" ({near})" if (near := did_you_mean(profile, PROFILES)) else ""
-        raise InputError(f"unknown profile {shown(profile)}{hint}, expected one of {', '.join(PROFILES)}")
+    check_choice("profile", profile, PROFILES)
     if not 1 <= rho < math.inf:
         raise InputError(f"rho is {rho}, expected a finite ratio (largest over smallest class) of at least 1")
     if profile == "natural":

@@ -343,13 +343,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
         for problem, (first, *others) in _by_problem(cells).items():
             logger.info("cannot run %s and %d more: %s", first, len(others), problem)
         return 0
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with locked(output / "locks" / "plan"):  # several shards may write it at once
-            write_plan(plan, output / "plan.csv")
-    except OSError as error:
-        raise InputError(f"cannot write into {output}: {error.strerror}: give another --output") from error
-    forget_failures(plan, output)
+    begin(plan, output)
     outcomes = []
     for cell in cells:
         if cell.problem:
@@ -368,6 +362,17 @@ def benchmark(settings: BenchmarkSettings) -> int:
         output / "report.html",
     )
     return 1 if failed else EXIT_INTERRUPTED if "interrupted" in outcomes else 0
+
+
+def begin(plan: list[Cell], output: Path) -> None:
+    """Make the folder with the plan in it; what failed before is forgotten."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with locked(output / "locks" / "plan"):  # several shards may write it at once
+            write_plan(plan, output / "plan.csv")
+    except OSError as error:
+        raise InputError(f"cannot write into {output}: {error.strerror}: give another --output") from error
+    forget_failures(plan, output)
 
 
 def forget_failures(plan: list[Cell], output: Path) -> None:

@@ -130,9 +130,8 @@ def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) ->
     known = tuple(known)
     for key in content:
         if key not in known:
-            hint = f", expected {', '.join(known)}" if len(known) < 9 else ""
-            if near := did_you_mean(str(key), known):
-                hint = f": {near}"
+            expected = f", expected {', '.join(known)}" if len(known) < 9 else ""
+            hint = did_you_mean(str(key), known, ": {}") or expected
             raise InputError(f"{where}: unknown key {shown(str(key))}{hint}")
 
 

@@ -66,7 +66,7 @@ def _entry(example: Any, name: str | int, at: int) -> Any:
     """An example's entry of this name or place."""
     if isinstance(example, Mapping):
         if name not in example:
-            hint = f", {near}" if (near := did_you_mean(str(name), map(str, example))) else ""
+            hint = did_you_mean(str(name), map(str, example), ", {}")
             raise InputError(f"the data set has no column {name!r}, only {', '.join(map(str, example))}{hint}")
         return example[name]
     if isinstance(example, Image.Image | torch.Tensor | np.ndarray) and name in ("image", 0):

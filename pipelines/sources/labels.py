@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amimv import InputError, did_you_mean, shown
+from amimv import InputError, check_choice
 
 #: The task of ChestMNIST in MedMNIST's words; every other task has one label per image.
 MULTI_LABEL = "multi-label, binary-class"
@@ -20,9 +20,7 @@ def infer_task(multi_label: bool, n_classes: int) -> str:
 
 def check_task_name(task: str) -> None:
     """Raise an `InputError` for what is none of ``TASKS``; the near misses are listed."""
-    if task not in TASKS:
-        hint = f" ({near})" if (near := did_you_mean(task, TASKS)) else ""
-        raise InputError(f"unknown task {shown(task)}{hint}, expected one of: {'; '.join(TASKS)}")
+    check_choice("task", task, TASKS)
 
 
 def check_task(task: str, multi_label: bool, n_classes: int, title: str) -> None:

@@ -183,14 +183,9 @@ def _read_groups(groups: str, beside: Path | None, split: str, n: int, names: tu
     return read_groups(place, column or None, split, n, names)
 
 
-def _near(word: str, known: tuple[str, ...]) -> str:
-    """What the user may have meant, as the end of a sentence."""
-    return f" ({near})" if (near := did_you_mean(word, known)) else ""
-
-
 def _unknown_name(name: str) -> str:
     known = ("phantom", *medmnist_names())
-    near = f" (did you mean {FOLDER}{name}?)" if user_path(name).is_dir() else _near(name, known)
+    near = f" (did you mean {FOLDER}{name}?)" if user_path(name).is_dir() else did_you_mean(name, known, " ({})")
     return (
         f"unknown data set {name!r}{near}: expected {', '.join(known)}, "
         f"the path of an .npz file in MedMNIST's layout, or {FOLDER}PATH with images in PATH/train/CLASS"

@@ -449,7 +449,7 @@ def test_labels_that_are_refused(labels: Any, message: str) -> None:
     [
         ({"labels": LABELS, "class_names": ["a", "b"]}, r"reach from 0 to 2, expected 0\.\.1 \(2 classes\)"),
         ({"labels": np.eye(N, 3, dtype=int), "class_names": ["a"]}, "1 class names for labels of 3 columns"),
-        ({"labels": LABELS, "task": "multiclass"}, r"unknown task 'multiclass' \(did you mean multi-class"),
+        ({"labels": LABELS, "task": "multiclass"}, r"unknown task 'multiclass': did you mean multi-class"),
         ({"labels": LABELS, "task": "binary-class"}, "task 'binary-class' needs 2 classes, x has 3"),
         ({"labels": LABELS, "task": MULTI_LABEL}, "does not fit the labels of x, which are one class per image"),
         ({"labels": np.eye(N, 3, dtype=int), "task": "multi-class"}, "labels of x, which are multi-hot"),

@@ -218,7 +218,7 @@ def test_a_total_that_a_class_cannot_supply_is_refused_with_the_best_one() -> No
         ({"rho": 0.5}, "rho is 0.5"),
         ({"rho": math.nan}, "rho is nan"),
         ({"rho": math.inf}, "rho is inf"),
-        ({"profile": "pareta"}, r"unknown profile 'pareta' \(did you mean pareto\?\), expected one of exp"),
+        ({"profile": "pareta"}, r"unknown profile 'pareta': did you mean pareto or natural\? choose from exp"),
         ({"total": 2}, "total is 2, expected at least one image for each of the 3 classes"),
         ({"n_classes": 4}, r"no image of class 3: a long tail needs every class 0\.\.3"),
         ({"n_classes": 2}, r"labels out of range: expected 0\.\.1, found 0\.\.2"),

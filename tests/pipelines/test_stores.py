@@ -276,7 +276,7 @@ def test_multi_label(tmp_path: Path) -> None:
 def test_task(tmp_path: Path) -> None:
     path = write(tmp_path / "x.npz")
     assert load_store(path, task="ordinal-regression").task == "ordinal-regression"
-    refused(r"unknown task 'multiclass' \(did you mean multi-class", path, task="multiclass")
+    refused(r"unknown task 'multiclass': did you mean multi-class", path, task="multiclass")
     refused("'binary-class' needs 2 classes, x has 3", path, task="binary-class")
     refused("which are one class per image", path, task="multi-label, binary-class")
 

@@ -80,5 +80,5 @@ def test_a_pretraining_says_it_too(
 
 
 def test_a_task_that_is_none() -> None:
-    with pytest.raises(InputError, match=r"unknown task 'multiclass' \(did you mean multi-class"):
+    with pytest.raises(InputError, match=r"unknown task 'multiclass': did you mean multi-class"):
         resolve(["--steps", "1", "--task", "multiclass"])
