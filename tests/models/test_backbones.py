@@ -422,6 +422,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_strided_stems_of_1x1_convolutions_train_on_a_cpu() -> None:
     """In a process of its own, which the overrun would end."""
     command = [sys.executable, "-c", STEPS, "repvgg_a0", "mobileone_s0", "fastvit_t8"]

@@ -198,6 +198,7 @@ def test_no_parameters_and_no_gradient() -> None:
     assert views.to(torch.float64).step.dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_compiled_within_a_users_function() -> None:
     images, views = build_images(), build_views("A(x)+N(y) | N(x)+A(y)")
 
@@ -224,6 +225,7 @@ def test_stays_on_the_images_device(recipe: str, dtype: torch.dtype, monkeypatch
             assert {view.device for view in flat(views(images))} == {images.device}
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_keeps_nothing_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """In CUDA graphs its memory is written again."""
     monkeypatch.setattr(params, "_BASIS", {})

@@ -188,6 +188,7 @@ def torchrun(folder: Path, *words: str) -> tuple[int, list[str]]:
     return done.returncode, [line for line in done.stderr.splitlines() if line.startswith(marks)]
 
 
+@pytest.mark.slow
 def test_what_rank_0_looks_at_before_the_others_stops_all(tmp_path: Path) -> None:
     """The others, who wait for it, neither hang nor tell of anything but that; and all have its status."""
     images = np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8)
@@ -210,6 +211,7 @@ def test_what_rank_0_looks_at_before_the_others_stops_all(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "runs" / "r").iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
 def test_an_error_of_rank_1_alone_is_named_once(tmp_path: Path) -> None:
     worker = str(Path(__file__).parent / "failing_rank_worker.py")
     status, lines = torchrun(tmp_path, worker, "input", *TINY, "--steps", "9")

@@ -677,6 +677,10 @@ def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> 
     result = torchrun(tmp_path, str(SCRIPT), *quick(tiny_npz, "--sampler", "cluster-balanced", "--cluster-every", "1"))
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_a_batch_that_they_cannot_share(tiny_npz: Path, tmp_path: Path) -> None:
     bad = torchrun(tmp_path, str(SCRIPT), *quick(tiny_npz, "--batch-size", "15", "--name", "bad"))
     assert bad.returncode != 0
     own = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
@@ -685,7 +689,11 @@ def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("omp", "flags", "threads"),
-    [("", (), usable_cores()), ("", ("--threads", "1"), 1), ("2", ("--threads", "1"), 1)],
+    [
+        ("", (), usable_cores()),
+        pytest.param("", ("--threads", "1"), 1, marks=pytest.mark.slow),
+        pytest.param("2", ("--threads", "1"), 1, marks=pytest.mark.slow),
+    ],
 )
 def test_accelerate_launch_uses_the_cores(
     tiny_npz: Path, tmp_path: Path, omp: str, flags: tuple[str, ...], threads: int
