@@ -316,7 +316,7 @@ def test_an_unexpected_exception_names_its_rank_and_silences_what_it_breaks(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where", ["take_over", "load_training_subset", "finish"])
+@pytest.mark.parametrize("where", ["launch.take_over", "build.load_training_subset", "pretrain.finish"])
 def test_a_signal_outside_the_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -325,12 +325,12 @@ def test_a_signal_outside_the_training(
     number: signal.Signals,
 ) -> None:
     handler = signal.getsignal(number)
-    monkeypatch.setattr(pretrain, where, lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(f"amimv.trainers.{where}", lambda *_: os.kill(os.getpid(), number))
     assert run_main(monkeypatch, tmp_path) == 75
     assert capsys.readouterr().err.splitlines()[-1] == f"{number.name}: go on with --resume auto"
     assert signal.getsignal(number) is handler
     monkeypatch.undo()
-    assert where == "take_over" or run_main(monkeypatch, tmp_path, "--resume", "auto") == 0
+    assert where == "launch.take_over" or run_main(monkeypatch, tmp_path, "--resume", "auto") == 0
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_presets_part_for_one_method(preset: str) -> None:
     assert sources["projector_hidden"] == f"preset {preset}"
     for method in ("mimv", "amimv"):
         other, sources = resolve(["--method", method, "--preset", preset])
-        assert (vars(other)["projector_hidden"], sources["projector_hidden"]) == (0, "default")
+        assert (vars(other)["projector_hidden"], sources["projector_hidden"]) == (None, "default")
 
 
 @pytest.mark.parametrize("preset", ["small", "dermatoscopy"])
