@@ -39,7 +39,7 @@ class Step(NamedTuple):
 DALI = ("kornia", "nvidia.dali")
 PARITY = "amimv.tools.throughput.parity --device {device} --backend"
 PROFILE = "amimv.tools.profile_throughput --device {device} --repeats 5 --seconds 0.3"
-VIEWS = f"{PROFILE} --no-rivals --sizes 28 64 --batch-sizes 1024 --backends"
+VIEWS = f"{PROFILE} --no-rivals --sizes 28 64 224 --batch-sizes 1024 --backends"
 TRAIN = f"{PROFILE} --train --batch-sizes 512 --backbone"
 #: By name, in the order in which they are worth having, should time end.
 STEPS = {
