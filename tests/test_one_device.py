@@ -21,7 +21,7 @@ from amimv.models.methods import METHODS
 from amimv.pipelines import kornia_backend, params
 from amimv.pipelines.images import ResidentImages
 from amimv.pipelines.loader import PairLoader
-from amimv.pipelines.operations import OPERATIONS, Operation
+from amimv.pipelines.operations import OPERATIONS, Operation, blur
 from amimv.pipelines.params import build_policy, draw_view_params
 from amimv.pipelines.recipes import RECIPES
 from amimv.pipelines.rng import Key
@@ -52,6 +52,7 @@ def pretended_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), StaysThere():
         patch.setattr(params, "_BASIS", {})
         patch.setattr(kornia_backend, "_kept_constant", kornia_backend._constant)
+        patch.setattr(blur, "_kept_band_basis", blur._band_basis)
         yield
 
 

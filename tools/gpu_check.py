@@ -39,7 +39,7 @@ class Step(NamedTuple):
 DALI = ("kornia", "nvidia.dali")
 PARITY = "amimv.tools.throughput.parity --device {device} --backend"
 PROFILE = "amimv.tools.profile_throughput --device {device} --repeats 5 --seconds 0.3"
-VIEWS = f"{PROFILE} --no-rivals --sizes 28 64 224 --batch-sizes 1024 --backends"
+VIEWS = f"{PROFILE} --no-rivals --sizes 28 64 224 --batch-sizes 1024 --images 32768 --backends"
 TRAIN = f"{PROFILE} --train --batch-sizes 512 --backbone"
 #: By name, in the order in which they are worth having, should time end.
 STEPS = {
@@ -57,7 +57,7 @@ STEPS = {
     "training-compiled": Step(240, f"{TRAIN} resnet18 --mixed-precision bf16 --compile"),
 }
 #: What ``--quick`` does, and what it adds to the command of each.
-TINY = " --sizes 28 --batch-sizes 32 --repeats 2 --seconds 0.02 --recipes two-view"
+TINY = " --images 3000 --sizes 28 --batch-sizes 32 --repeats 2 --seconds 0.02 --recipes two-view"
 QUICK = dict.fromkeys(("throughput", "stages", "training"), TINY) | {"tests": "", "parity": " --operations blur"}
 QUICK["parity-dali"] = QUICK["parity"]
 #: Beside this file in a checkout; an installed package has none.

@@ -22,7 +22,7 @@ from amimv import InputError, check_choice, first_line, run_command, usable_core
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.views import render_views
 from amimv.tools.throughput.measure import Rates, measure, threads, waiter
-from amimv.tools.throughput.scaling import draw_scaling, measure_memory, measure_scaling
+from amimv.tools.throughput.scaling import draw_scaling, measure_memory, measure_scaling, repeated
 from amimv.tools.throughput.stages import break_down, compare_views, write_trace
 from amimv.tools.throughput.training_step import profile_step
 from amimv.trainers.run_folder import describe_environment, write_json
@@ -47,6 +47,8 @@ class ProfileSettings:
     """phantom, a 2-D MedMNIST name, the path of an .npz, or folder:PATH"""
     root: str = ""
     """folder of MedMNIST's files"""
+    images: int | None = None
+    """of the data, repeated to so many, over which an epoch's own cost is spread; by default as many as there are"""
     sizes: tuple[int, ...] = (28,)
     """of the images, in pixels"""
     batch_sizes: tuple[int, ...] = (256,)
@@ -173,9 +175,15 @@ def measure_candidate(s: ProfileSettings, candidate: Candidate, size: int, devic
         return row(note=f"skipped: {first_line(error)}")
 
 
+def load(s: ProfileSettings, size: int, device: torch.device) -> ImageStore:
+    """The store at one image size."""
+    store = load_store(s.data, size=size, root=s.root or None, device=device)
+    return store if s.images is None else repeated(store, s.images)
+
+
 def measure_throughput(s: ProfileSettings, size: int, device: torch.device) -> list[Row]:
     """All rows of one image size, in one process."""
-    store = load_store(s.data, size=size, root=s.root or None, device=device)
+    store = load(s, size, device)
     if max(s.batch_sizes) > len(store):
         raise InputError(
             f"batch size is {max(s.batch_sizes)}, but {s.data} has {len(store)} images: give a smaller one"
@@ -238,7 +246,7 @@ def show_stages(s: ProfileSettings, console: Console, device: torch.device) -> l
     result: list[dict[str, Any]] = []
     seconds, batch = s.repeats * s.seconds, s.batch_sizes[0]
     for size in s.sizes:
-        store = load_store(s.data, size=size, root=s.root or None, device=device)
+        store = load(s, size, device)
         for name in s.recipes:
             recipe = get_recipe(name)
             stages = break_down(store, recipe, batch, seconds)

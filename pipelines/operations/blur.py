@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +14,6 @@ from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, s
 #: Blur strength, in pixels, that changes nothing: in a window of 3 or more the neighbours weigh exp(-200). (0 is an
 #: error in Kornia and "choose for me" in DALI.)
 NO_BLUR = 0.05
-#: Up to this window the blur is one dense kernel and not two passes.
-DENSE_WINDOW = 13
 
 
 def blur_window(size: int) -> int:
@@ -59,11 +58,7 @@ class Blur(Pixels):
             blurred = (drawn > NO_BLUR).nonzero().squeeze(1)
             part = _convolve_shifted(images.index_select(0, blurred), kernel.index_select(0, blurred))
             return images.index_copy_(0, blurred, part)
-        from kornia.filters import filter2d, filter2d_separable  # which takes a second to import
-
-        if window <= DENSE_WINDOW:
-            return filter2d(images, kernel[:, :, None] * kernel[:, None, :], "reflect")
-        return filter2d_separable(images, kernel, kernel, "reflect")
+        return _multiply_bands(images, kernel)
 
     @staticmethod
     def apply_dali(ndd: Any, view: Any, drawn: Tensor) -> Any:
@@ -84,3 +79,23 @@ def _convolve_shifted(images: Tensor, kernel: Tensor) -> Tensor:
             blurred.addcmul_(images.narrow(axis, shift, size), weights[shift])
         images = blurred
     return images
+
+
+def _multiply_bands(images: Tensor, kernel: Tensor) -> Tensor:
+    """Both passes with a kernel per sample ``(B, window)`` as products with a banded matrix ``(B, size, size)``: on a
+    GPU, where a convolution with a kernel per sample is far from what the memory can give."""
+    size = images.shape[-1]
+    basis = _kept_band_basis if not torch.compiler.is_compiling() else _band_basis  # a compiled graph keeps its own
+    bands = (kernel @ basis(kernel.shape[1], size, images.device)).view(-1, 1, size, size)
+    return bands @ images @ bands.mT
+
+
+def _band_basis(window: int, size: int, device: torch.device) -> Tensor:
+    """``(window, size * size)``: how often a tap, applied at pixel i, reads pixel j, the borders reflected."""
+    pixels = torch.arange(size, device=device)
+    read = pixels + torch.arange(window, device=device)[:, None] - window // 2
+    read = size - 1 - (size - 1 - read.abs()).abs()
+    return (read[:, :, None] == pixels).to(torch.float32).flatten(1)
+
+
+_kept_band_basis = lru_cache(maxsize=16)(_band_basis)

@@ -6,8 +6,6 @@ from collections import OrderedDict
 import pytest
 import timm
 import torch
-from lightly.models import ResNetGenerator
-from lightly.models.modules import MaskedVisionTransformerTIMM
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
@@ -159,7 +157,8 @@ def test_what_was_loaded_and_what_not_stands_in_one_line(network, state, tmp_pat
 def test_lightlys_own_resnet(tmp_path):
     """Its convolutions are those of a stem for small images, and its shortcuts have a name of their own."""
     torch.manual_seed(2)
-    resnet = ResNetGenerator("resnet-18").eval()
+    lightly = pytest.importorskip("lightly.models", reason="lightly is not installed")
+    resnet = lightly.ResNetGenerator("resnet-18").eval()
     encoder = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1))
     torch.save(below("backbone.", encoder.state_dict()), tmp_path / "weights.ckpt")
     spec = BackboneSpec("resnet18", 3, 32)
@@ -173,7 +172,8 @@ def test_a_vision_transformer_of_lightly_and_of_another_size(tmp_path):
     """DINO's names of a ViT are timm's. Patches of 16 at 224 px become patches of 8 at 64 px, as timm does it."""
     vit = other(3, "vit_tiny_patch16_224")
     torch.save(below("student_backbone.", vit.state_dict()), tmp_path / "weights.ckpt")
-    masked = MaskedVisionTransformerTIMM(vit, weight_initialization="skip")
+    modules = pytest.importorskip("lightly.models.modules", reason="lightly is not installed")
+    masked = modules.MaskedVisionTransformerTIMM(vit, weight_initialization="skip")
     torch.save({"state_dict": below("backbone.", masked.state_dict())}, tmp_path / "lightly.ckpt")
     network = build_backbone(VIT)
     loaded = [load_initial(network, VIT, str(tmp_path / name)) for name in ("weights.ckpt", "lightly.ckpt")]
