@@ -2,7 +2,8 @@
 
 Tables of every data set, imbalance and share of labels beside their baselines, paired bootstrap intervals against a
 reference, what imbalance costs, what samplers gain, and the command, settings and versions behind each number. The
-page needs no network. ``--format md | csv | latex`` write the main tables alone.
+page needs no network. ``--format md | csv | latex`` write the main tables alone; ``--archive study.zip`` packs the
+runs into one file, which is read as their folder is.
 """
 
 import logging
@@ -18,15 +19,17 @@ import pandas as pd
 import tyro
 
 from amimv import InputError, check_choice, run_command, user_path
-from amimv.tools.report_figures import (
+from amimv.files import replacing
+from amimv.tools.report_page.archive import write_archive
+from amimv.tools.report_page.figures import (
     Picture,
     draw_confusions,
     draw_projections,
     draw_recalls,
     draw_robustness,
 )
-from amimv.tools.report_runs import Run, Study, read_study
-from amimv.tools.report_tables import (
+from amimv.tools.report_page.runs import Run, Study, read_study
+from amimv.tools.report_page.tables import (
     PROBES,
     Table,
     describe_subset,
@@ -56,7 +59,7 @@ FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
 @dataclass(frozen=True)
 class ReportSettings:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders of run folders, or run folders"""
+    """folders of run folders, archives of such, or run folders"""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """the file; empty: report.html, report.md, report.csv or report.tex"""
     format: str = "html"
@@ -67,6 +70,8 @@ class ReportSettings:
     """whose accuracy, AUC and so on are shown, and whose figures: knn, linear or fine-tuned"""
     pool_grids: bool = False
     """what several grids say about the same images into one table, as for an ablation"""
+    archive: str = ""
+    """instead of a page: pack the folder's runs into this .zip, with their numbers as .csv beside it"""
 
 
 @dataclass(frozen=True)
@@ -193,10 +198,10 @@ def render_page(study: Study, settings: ReportSettings) -> str:
         grids.setdefault(str(grid), []).append(build_data(own, study, settings, f"data-{number}"))
     environments: dict[str, str] = {}
     described = [describe_run(run, environments) for run in study.runs.values()]
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "report_page")
     template = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.jinja")
+    ).get_template("page.html.jinja")
     return template.render(
         grids=grids,
         study=study,
@@ -254,17 +259,36 @@ def report(settings: ReportSettings) -> None:
     if not any(find_reference(part, s.baseline) for part in split_parts(study.rows)) and s.baseline != "amimv":
         own = study.rows[~study.rows["baseline"]]
         check_choice("baseline", s.baseline, sorted({*own["method"], *study.rows["name"]}))
-    path = user_path(s.output or "report" + FORMATS[s.format])
-    if s.format == "csv":
-        text = long_form(study.rows).to_csv(index=False)
+    path = user_path(s.archive or s.output or "report" + FORMATS[s.format])
+    if s.archive:
+        pack(study, s, path)
+    elif s.format == "csv":
+        write(path, long_form(study.rows).to_csv(index=False))
     else:
-        text = render_page(study, s) if s.format == "html" else render_tables(study, s)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}: give another --output") from error
+        write(path, render_page(study, s) if s.format == "html" else render_tables(study, s))
     print(f"{len(study.runs)} runs, {len(study.left_out)} left out, {len(study.failed)} failed: {path}")
+
+
+def pack(study: Study, settings: ReportSettings, path: Path) -> None:
+    """The runs as an archive, and their numbers as a table of the same name.
+
+    Raises:
+        InputError: not one folder of runs, or the name of something else.
+    """
+    folder = user_path(settings.runs[0])
+    if len(settings.runs) > 1 or not folder.is_dir() or any(run.folder == folder for run in study.runs.values()):
+        raise InputError(f"--archive packs one folder of runs, not {', '.join(settings.runs)}: give that folder")
+    if path.suffix != ".zip":
+        raise InputError(f"--archive is {settings.archive}, expected a name that ends in .zip")
+    write(path.with_suffix(".csv"), long_form(study.rows).to_csv(index=False))
+    write_archive(folder, [run.folder.name for run in study.runs.values()], path)
+
+
+def write(path: Path, text: str) -> None:
+    """A file in a folder that is made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text)
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """The report on small made-up runs: what its tables say, what is left out, and that a browser shows the page."""
 
 import csv
+import io
 import json
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,8 +18,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from amimv import InputError
 from amimv.tools.report import ReportSettings, _escape, report
-from amimv.tools.report_runs import Study, read_study
-from amimv.tools.report_tables import (
+from amimv.tools.report_page.archive import pack_predictions
+from amimv.tools.report_page.runs import Study, read_study
+from amimv.tools.report_page.tables import (
     Table,
     describe_subset,
     difference_table,
@@ -33,6 +36,7 @@ from amimv.trainers.evaluation import COLUMNS
 from amimv.trainers.study import PLAN_COLUMNS
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "head", "medium", "tail")
+PUBLISHED = Path(__file__).parents[2] / "docs" / "study"
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
 
 
@@ -390,7 +394,6 @@ def test_runs_that_cannot_be_used_are_left_out_with_a_reason(runs: Path, content
 def test_a_foreign_file_costs_its_own_folder_only(runs: Path, name: str, content: str) -> None:
     (runs / "simclr-1-0" / name).write_text(content)
     (runs / "plan.csv").write_text("a,b\n1,2\n")
-    (runs / "failed" / "x.txt").mkdir(parents=True)
     left_out = dict(read_study([runs]).left_out)
     assert set(left_out) == {str(runs / "simclr-1-0"), str(runs / "plan.csv")}
     assert all(reason and "\n" not in reason for reason in left_out.values())
@@ -458,9 +461,63 @@ def test_csv_is_the_long_form(runs: Path, tmp_path: Path) -> None:
     assert len(lines) == 2 * (3 + 2 + 1) + 1
     own = next(one for one in lines if (one["row"], one["probe"], one["rho"]) == ("mimv on amimv-views", "knn", "1.0"))
     both = [(recall / 60 + 20 / 30 + 8 / 10) / 3 for recall in (50, 51)]
-    assert float(own["balanced_accuracy_mean"]) == pytest.approx(mean(both))
-    assert float(own["balanced_accuracy_std"]) == pytest.approx(stdev(both))
+    assert float(own["balanced_accuracy_mean"]) == pytest.approx(mean(both), abs=1e-6)
+    assert float(own["balanced_accuracy_std"]) == pytest.approx(stdev(both), abs=1e-6)
     assert (own["n_seeds"], own["runs"]) == ("2", "amimv-1-0 amimv-1-1")
+
+
+def test_an_archive_is_read_as_its_folder_is(runs: Path, tmp_path: Path) -> None:
+    write_plan(runs, [{"grid": "fixed", "run": name, "rho": 1} for name in ("amimv-1-0", "nobody", "broken")])
+    (runs / "failed").mkdir()
+    (runs / "failed" / "broken.txt").write_text("loss is not finite at step 3\n")
+    (runs / "amimv-1-0" / "curves.png").write_bytes(b"not kept")
+    for name in ("one", "two"):
+        report(ReportSettings((str(runs),), archive=str(tmp_path / f"{name}.zip")))
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        kept = {name.rpartition("/")[2] for name in archive.namelist()}
+    assert kept == {"plan.csv", "broken.txt", "config.yaml", "environment.json", "results.csv", "predictions.npz"}
+    for source in (runs, tmp_path / "one.zip"):
+        for form in ("html", "md", "csv"):
+            report(ReportSettings((str(source),), format=form, output=str(tmp_path / f"{source.stem}.{form}")))
+    for form in ("md", "csv"):
+        assert (tmp_path / f"one.{form}").read_text() == (tmp_path / f"runs.{form}").read_text()
+    pages = [re.sub('base64,[^"]+', "", (tmp_path / f"{name}.html").read_text()) for name in ("runs", "one")]
+    assert pages[0] == pages[1].replace(str(tmp_path / "one.zip"), str(runs))
+    report(ReportSettings((str(runs),), format="csv", output=str(tmp_path / "again.csv")))
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "again.csv").read_text()
+
+
+def test_packed_predictions_are_exact_and_projections_near(tmp_path: Path) -> None:
+    path, random = tmp_path / "predictions.npz", np.random.default_rng(0)
+    arrays = {"labels": LABELS, "row_000": random.integers(0, 300, 100), "class_names": np.array(["a", "b"])}
+    projection = random.normal(size=(100, 2)) * [1, 50]
+    np.savez(path, projection=projection, **arrays)  # type: ignore[arg-type]
+    with np.load(io.BytesIO(pack_predictions(path))) as packed:
+        assert (packed["labels"].dtype, packed["row_000"].dtype) == (np.uint8, np.uint16)
+        assert all((packed[name] == values).all() for name, values in arrays.items())
+        scaled = (projection - projection.min(axis=0)) / np.ptp(projection, axis=0)
+        assert np.abs(packed["projection"] / 255 - scaled).max() <= 0.5 / 255 + 1e-9
+
+
+def test_only_one_folder_of_runs_is_packed(runs: Path, tmp_path: Path) -> None:
+    report(ReportSettings((str(runs),), archive=str(tmp_path / "one.zip")))
+    for paths in ((runs, runs), (runs / "amimv-1-0",), (tmp_path / "one.zip",)):
+        with pytest.raises(InputError, match="packs one folder of runs"):
+            report(ReportSettings(tuple(map(str, paths)), archive=str(tmp_path / "two.zip")))
+    with pytest.raises(InputError, match=r"ends in \.zip"):
+        report(ReportSettings((str(runs),), archive=str(tmp_path / "two.csv")))
+    assert not (tmp_path / "two.csv").exists()
+
+
+def test_published_archives_are_small_and_agree_with_the_tables_beside_them(tmp_path: Path) -> None:
+    files = list(PUBLISHED.iterdir())
+    assert sum(path.stat().st_size for path in files) < 2**22
+    assert {path.suffix for path in files} == {".md", ".zip", ".csv"}
+    for path in PUBLISHED.glob("*.zip"):
+        study = read_study([path], pool_grids=True)
+        assert not study.left_out
+        assert long_form(study.rows).to_csv(index=False) == path.with_suffix(".csv").read_text()
 
 
 def test_markdown_and_latex(runs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What `amimv.tools.report` is made of: runs as tables, figures, verdicts and a page."""
