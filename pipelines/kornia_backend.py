@@ -1,12 +1,12 @@
 """The `kornia` backend: torch and Kornia's functional API, on the device of the images, batched throughout."""
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amimv.pipelines.constants import kept
 from amimv.pipelines.operations import PIXELS
 from amimv.pipelines.operations.base import on_host
 from amimv.pipelines.params import ViewParams, centre_square
@@ -16,13 +16,10 @@ from amimv.pipelines.params import ViewParams, centre_square
 CHUNK = 640 * 1024
 
 
+@kept
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A per-channel constant ``(1, C, 1, 1)``."""
     return torch.tensor(values, device=device).reshape(1, -1, 1, 1)
-
-
-#: Copied to the device once and not at every batch.
-_kept_constant = lru_cache(maxsize=64)(_constant)
 
 
 def oversampling(source: int, size: int) -> int:
@@ -80,8 +77,7 @@ def to_float(images: Tensor, contiguous: bool = True, value_range: tuple[float, 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor) -> None:
     """Write ``(B, C, H, W)`` less mean, over std, per channel; the images are spent."""
-    constant = _constant if torch.compiler.is_compiling() else _kept_constant  # a compiled graph keeps its own
-    torch.div(images.sub_(constant(mean, images.device)), constant(std, images.device), out=out)
+    torch.div(images.sub_(_constant(mean, images.device)), _constant(std, images.device), out=out)
 
 
 def render_into(out: Tensor, images: Tensor, params: ViewParams) -> None:

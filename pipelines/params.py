@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError, check_choice
+from amimv.pipelines.constants import kept
 from amimv.pipelines.operations import OPERATIONS, Colour, ColourChange, Geometry, Operation, Pixels, Source
 from amimv.pipelines.operations.base import compose, matrix
 from amimv.pipelines.operations.crop import Crop
@@ -223,7 +224,6 @@ def _colour_matrix(change: ColourChange, channels: int) -> Tensor | None:
 
 
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
-_BASIS: dict[torch.device, Tensor] = {}
 
 
 def _build_yiq_basis() -> list[list[list[float]]]:
@@ -240,11 +240,7 @@ def _build_yiq_basis() -> list[list[list[float]]]:
 _YIQ_BASIS = _build_yiq_basis()
 
 
+@kept
 def _yiq_basis(device: torch.device) -> Tensor:
-    """`_build_yiq_basis` as ``(3, 3, 3)``, kept per device."""
-    if device in _BASIS:
-        return _BASIS[device]
-    basis = torch.tensor(_YIQ_BASIS, dtype=torch.float32, device=device)
-    if not torch.compiler.is_compiling():  # a compiled graph keeps its own, whose memory it may write to again
-        _BASIS[device] = basis
-    return basis
+    """`_build_yiq_basis` as ``(3, 3, 3)``."""
+    return torch.tensor(_YIQ_BASIS, dtype=torch.float32, device=device)

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
-from amimv.pipelines import kornia_backend, params
+from amimv.pipelines import constants
 from amimv.pipelines.images import ResidentImages
 from amimv.pipelines.loader import PairLoader
-from amimv.pipelines.operations import OPERATIONS, Operation, blur
+from amimv.pipelines.operations import OPERATIONS, Operation
 from amimv.pipelines.params import build_policy, draw_view_params
 from amimv.pipelines.recipes import RECIPES
 from amimv.pipelines.rng import Key
@@ -50,9 +50,7 @@ class StaysThere(TorchDispatchMode):
 def pretended_gpu() -> Iterator[None]:
     """In which no constants are kept: fakes are of one mode, and not to be met by other tests."""
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), StaysThere():
-        patch.setattr(params, "_BASIS", {})
-        patch.setattr(kornia_backend, "_kept_constant", kornia_backend._constant)
-        patch.setattr(blur, "_kept_band_basis", blur._band_basis)
+        patch.setattr(constants, "KEPT", {})
         yield
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amimv.pipelines.constants import kept
 from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, setting, spread
 
 #: Blur strength, in pixels, that changes nothing: in a window of 3 or more the neighbours weigh exp(-200). (0 is an
@@ -85,17 +85,14 @@ def _multiply_bands(images: Tensor, kernel: Tensor) -> Tensor:
     """Both passes with a kernel per sample ``(B, window)`` as products with a banded matrix ``(B, size, size)``: on a
     GPU, where a convolution with a kernel per sample is far from what the memory can give."""
     size = images.shape[-1]
-    basis = _kept_band_basis if not torch.compiler.is_compiling() else _band_basis  # a compiled graph keeps its own
-    bands = (kernel @ basis(kernel.shape[1], size, images.device)).view(-1, 1, size, size)
+    bands = (kernel @ _band_basis(kernel.shape[1], size, images.device)).view(-1, 1, size, size)
     return bands @ images @ bands.mT
 
 
+@kept
 def _band_basis(window: int, size: int, device: torch.device) -> Tensor:
     """``(window, size * size)``: how often a tap, applied at pixel i, reads pixel j, the borders reflected."""
     pixels = torch.arange(size, device=device)
     read = pixels + torch.arange(window, device=device)[:, None] - window // 2
     read = size - 1 - (size - 1 - read.abs()).abs()
     return (read[:, :, None] == pixels).to(torch.float32).flatten(1)
-
-
-_kept_band_basis = lru_cache(maxsize=16)(_band_basis)

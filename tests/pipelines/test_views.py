@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amimv import InputError
-from amimv.pipelines import ImageStore, PairLoader, PairViews, get_recipe, kornia_backend, params
+from amimv.pipelines import ImageStore, PairLoader, PairViews, constants, get_recipe
 from amimv.pipelines.views import Sides
 
 MEAN, STD = (0.6, 0.5, 0.4), (0.2, 0.25, 0.3)
@@ -217,8 +217,7 @@ def test_compiled_within_a_users_function() -> None:
 @pytest.mark.parametrize("recipe", ["amimv", "multi-crop", "A(x)+H(y2) | S(x)+N(y)"])
 def test_stays_on_the_images_device(recipe: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that is only pretended, which cannot be waited for."""
-    monkeypatch.setattr(params, "_BASIS", {})
-    monkeypatch.setattr(kornia_backend, "_kept_constant", kornia_backend._constant)
+    monkeypatch.setattr(constants, "KEPT", {})
     with FakeTensorMode():
         images = torch.empty(B, 3, 28, 28, dtype=dtype, device="cuda:0")
         for views in (build_views(recipe, size=28), build_views(recipe, size=28).to("cuda:0")):
@@ -228,9 +227,9 @@ def test_stays_on_the_images_device(recipe: str, dtype: torch.dtype, monkeypatch
 @pytest.mark.slow
 def test_a_compiled_graph_keeps_nothing_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """In CUDA graphs its memory is written again."""
-    monkeypatch.setattr(params, "_BASIS", {})
+    monkeypatch.setattr(constants, "KEPT", {})
     torch.compile(build_views("A(x) | A'(x)"), backend="eager")(build_images())
-    assert params._BASIS == {}
+    assert constants.KEPT == {}
 
 
 @pytest.mark.parametrize("recipe", ["amimv", "multi-crop", "A(x)+H(y2) | S(x)+N(y)"])
