@@ -1,6 +1,19 @@
-"""Stores by name: the phantom, MedMNIST, other ``.npz`` files, folders."""
+"""Stores by name: the phantom, MedMNIST, other ``.npz`` files, folders.
+
+- "phantom" is drawn from a seed.
+- One of ``medmnist_names()``: its file is looked for in ``root``, else in ``$AMIMV_DATA``, else in MedMNIST's own
+  folder; it is downloaded into that folder if it is not there (where several processes run, let one load first), and
+  its MD5 is checked.
+- The path (as it is, else in ``root`` or ``$AMIMV_DATA``) of an ``.npz`` in MedMNIST's layout: ``train_images``
+  ``(N, H, W)`` or ``(N, H, W, C)``, ``train_labels`` ``(N,)``, ``(N, 1)`` or multi-hot ``(N, L)`` or left out,
+  ``train_groups`` ``(N,)`` if there are any, ``val_...``, ``test_...``. Arrays are read without pickle. The classes
+  are those of all splits together, numbered 0..C-1 without a gap; a class may lack images in one split.
+- "folder:PATH" with JPEG, PNG, TIFF, BMP or WebP files in ``PATH/{train,val,test}/CLASS/``, or in ``PATH/CLASS/``,
+  which is all "train": see `list_folder`. What is left out of a folder, or looks like a mistake, stands in the log.
+"""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +35,32 @@ FOLDER = "folder:"
 _log = logging.getLogger("amimv")
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The arguments of `load_store`."""
+
+    name: str
+    split: str
+    size: int | None
+    root: str | Path | None
+    device: torch.device
+    channels: int | None
+    seed: int
+    task: str | None
+    resident: bool | None
+    groups: str | None
+    value_range: tuple[float, float] | None
+    cache: str | Path | None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InputError(f"unknown split {self.split!r}, expected one of {', '.join(SPLITS)}")
+        if self.channels not in (None, 1, 3):
+            raise InputError(f"channels is {self.channels}, expected 1, 3 or None (what the data has)")
+        if self.task:
+            check_task_name(self.task)
+
+
 def load_store(
     name: str | Path,
     split: str = "train",
@@ -38,33 +77,21 @@ def load_store(
 ) -> ImageStore:
     """Load one split of a data set onto a device.
 
-    A MedMNIST file is looked for in ``root``, else in ``$AMIMV_DATA``, else in MedMNIST's own folder; it is
-    downloaded into that folder if it is not there (where several processes run, let one load first), and its
-    MD5 is checked. Arrays are read without pickle. Of an own ``.npz``, the classes are those of all its
-    splits together, numbered 0..C-1 without a gap; a class may lack images in one split.
-
     Args:
-        name: "phantom", one of ``medmnist_names()``, or the path (as it is, else in ``root`` or ``$AMIMV_DATA``)
-            of an ``.npz`` in MedMNIST's layout (``train_images`` ``(N, H, W)`` or ``(N, H, W, C)``, ``train_labels``
-            ``(N,)``, ``(N, 1)`` or multi-hot ``(N, L)`` or left out, ``train_groups`` ``(N,)`` if there are any,
-            ``val_...``, ``test_...``), or "folder:PATH" with JPEG, PNG, TIFF, BMP or WebP files in
-            ``PATH/{train,val,test}/CLASS/``, or in ``PATH/CLASS/``, which is all "train": see `list_folder`. What is
-            left out of a folder, or looks like a mistake, stands in the log.
+        name: "phantom", one of ``medmnist_names()``, the path of an ``.npz``, or "folder:PATH": see the module.
         split: "train", "val" or "test".
         size: height and width in pixels; by default 28, or whatever an own ``.npz`` has, or 224 for a folder.
         root: folder of the MedMNIST files.
         device: where batches are wanted.
         channels: 3 repeats grey three times; by default what the data has, and 3 for a folder (1 makes it grey).
         seed: which phantom.
-        task: one of ``TASKS``; by default MedMNIST's, or for own data "binary-class" (two classes),
-            "multi-class" or "multi-label, binary-class" (multi-hot labels). Labels of which every row has exactly
-            one 1 are classes, unless the task is "multi-label, binary-class".
-        resident: whether the images lie on the device; by default they do if they fit into ``RESIDENT_SHARE``
-            of its free memory, else they stay in pinned host memory and the log says so. A folder's are decoded
-            first, with a bar on a terminal, if they fit there; else (or if False) batch by batch.
-        groups: of images of one patient, lesion or slide: a column of ``NAME_index.csv`` beside the
-            data, or "FILE.csv:COLUMN"; see `read_groups`. By
-            default ``train_groups`` ... of an ``.npz``, if it has them.
+        task: one of ``TASKS``; by default MedMNIST's, or for own data "binary-class" (two classes), "multi-class" or
+            "multi-label, binary-class" (multi-hot labels; rows with exactly one 1 are classes unless this is given).
+        resident: whether the images lie on the device; by default they do if they fit into ``RESIDENT_SHARE`` of its
+            free memory, else they stay in pinned host memory and the log says so. A folder's are decoded first, with a
+            bar on a terminal, if they fit there; else (or if False) batch by batch.
+        groups: of images of one patient, lesion or slide: a column of ``NAME_index.csv`` beside the data, or
+            "FILE.csv:COLUMN"; see `read_groups`. By default ``train_groups`` ... of an ``.npz``, if it has them.
         value_range: the values that become 0 and 1; by default that of ``uint8``, and of ``uint16`` those there are.
         cache: a folder in which a folder's decoded images are kept, in a file that is mapped into memory when the
             same images (by names, sizes and times of change) are loaded again.
@@ -72,56 +99,43 @@ def load_store(
     Raises:
         InputError: for whatever is wrong with the arguments or the file.
     """
-    device = checked_device(device)
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
-    if channels not in (None, 1, 3):
-        raise InputError(f"channels is {channels}, expected 1, 3 or None (what the data has)")
-    if task:
-        check_task_name(task)
-    title, path, value_range = str(name), None, check_range(value_range)
-    if title.startswith(FOLDER):
-        return _from_folder(
-            title.removeprefix(FOLDER), split, size, channels, device, task, resident, groups, value_range, cache
-        )
+    place, values = checked_device(device), check_range(value_range)
+    wanted = _Wanted(str(name), split, size, root, place, channels, seed, task, resident, groups, values, cache)
+    return _from_folder(wanted) if wanted.name.startswith(FOLDER) else _from_arrays(wanted)
+
+
+def _from_arrays(wanted: _Wanted) -> ImageStore:
+    w, title, path = wanted, wanted.name, None
     if title == "phantom":
-        arrays = _phantom(split, seed, 28 if size is None else size, device)
+        arrays = _phantom(w.split, w.seed, 28 if w.size is None else w.size, w.device)
     elif title in medmnist_names():
-        arrays = read_medmnist(title, split, 28 if size is None else size, root)
+        arrays = read_medmnist(title, w.split, 28 if w.size is None else w.size, w.root)
     elif title.endswith(".npz"):
-        path = find_file(title, root)
-        arrays, title = read_own(path, split, size, task), Path(name).stem
+        path = find_file(title, w.root)
+        arrays, title = read_own(path, w.split, w.size, w.task), Path(title).stem
     else:
         raise InputError(_unknown_name(title))
     if arrays.images.is_floating_point():
-        check_floats(arrays.images, value_range, f"{title}, {split}")
-    images = place_images(_with_channels(arrays.images, channels, title), device, resident, title)
-    return _store(images, arrays, title, split, device, task, _groups(arrays, groups, path, split), value_range)
+        check_floats(arrays.images, w.value_range, f"{title}, {w.split}")
+    images = place_images(_with_channels(arrays.images, w.channels, title), w.device, w.resident, title)
+    return _store(images, arrays, title, w, _groups(arrays, w.groups, path, w.split))
 
 
-def _store(
-    images: Images,
-    known: Arrays,
-    title: str,
-    split: str,
-    device: torch.device,
-    task: str | None,
-    groups: Tensor | None,
-    value_range: tuple[float, float] | None,
-) -> ImageStore:
+def _store(images: Images, known: Arrays, title: str, wanted: _Wanted, groups: Tensor | None) -> ImageStore:
+    task = ""
     if known.labels is not None:
-        task = task or known.task
+        task = wanted.task or known.task
         check_task(task, known.labels.ndim == 2, len(known.class_names), title)
     return ImageStore.build(
         images,
         known.labels,
         groups,
         name=title,
-        device=device,
-        split=split,
+        device=wanted.device,
+        split=wanted.split,
         class_names=known.class_names,
-        task=task or "",
-        value_range=value_range,
+        task=task,
+        value_range=wanted.value_range,
     )
 
 
@@ -132,39 +146,32 @@ def _phantom(split: str, seed: int, size: int, device: torch.device) -> Arrays:
     return Arrays(images, labels, tuple(CLASS_NAMES), "multi-class")
 
 
-def _from_folder(
-    path: str,
-    split: str,
-    size: int | None,
-    channels: int | None,
-    device: torch.device,
-    task: str | None,
-    resident: bool | None,
-    groups: str | None,
-    value_range: tuple[float, float] | None,
-    cache: str | Path | None,
-) -> ImageStore:
+def _from_folder(wanted: _Wanted) -> ImageStore:
     from amimv.pipelines.sources.folder import Folder, hold  # which loads PIL
 
-    size = 224 if size is None else size
+    w, path, size = wanted, wanted.name.removeprefix(FOLDER), 224 if wanted.size is None else wanted.size
     if size < 1:
         raise InputError(f"size is {size}, expected at least 1 pixel")
     if not path:
         raise InputError(f"{FOLDER!r} names no folder: expected {FOLDER}PATH with images in PATH/train/CLASS")
     folder = user_path(path)
-    found, title = list_folder(folder, split), folder.resolve().name
-    if task and not found.class_names:
-        raise InputError(f"{title} has no class folders, so that task {task!r} does not fit: leave it out")
-    if task:
-        check_task(task, False, len(found.class_names), title)
-    numbers = _read_groups(groups, folder, split, len(found.paths), found.paths) if groups else None
+    found, title = list_folder(folder, w.split), folder.resolve().name
+    if w.task and not found.class_names:
+        raise InputError(f"{title} has no class folders, so that task {w.task!r} does not fit: leave it out")
+    if w.task:
+        check_task(w.task, False, len(found.class_names), title)
+    groups = _read_groups(w.groups, folder, w.split, len(found.paths), found.paths) if w.groups else None
     for line in found.remarks:
         _log.warning(line)
-    files = Folder(found.paths, folder, f"{title}, {split}", f"{title}-{split}-{size}", size, channels, device)
-    images = hold(files, resident, user_path(cache) if cache else None)
+    where, kept = f"{title}, {w.split}", f"{title}-{w.split}-{size}"
+    images = hold(
+        Folder(found.paths, folder, where, kept, size, w.channels, w.device),
+        w.resident,
+        user_path(w.cache) if w.cache else None,
+    )
     labels = torch.tensor(found.labels) if found.class_names else None
     known = Arrays(torch.empty(0), labels, found.class_names, infer_task(False, len(found.class_names)))
-    return _store(images, known, title, split, device, task, numbers, value_range)
+    return _store(images, known, title, w, groups)
 
 
 def _groups(arrays: Arrays, groups: str | None, path: Path | None, split: str) -> Tensor | None:
