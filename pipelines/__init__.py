@@ -1,6 +1,6 @@
 """The public face of the pair pipelines: stores, long tails, recipes, view parameters and the pair loader."""
 
-from amimv.pipelines.groups import leaked, split_by_group
+from amimv.pipelines.groups import leaked
 from amimv.pipelines.loader import PairBatch, PairLoader
 from amimv.pipelines.longtail import (
     PROFILES,
@@ -16,6 +16,7 @@ from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
 from amimv.pipelines.rng import Key
 from amimv.pipelines.samplers import PARTNERS, SAMPLERS, PairSampler
 from amimv.pipelines.sources.load import load_store
+from amimv.pipelines.splits import split_indices
 from amimv.pipelines.store import ImageStore
 from amimv.pipelines.views import BACKENDS, PairViews, render
 
@@ -48,5 +49,5 @@ __all__ = [
     "realised_ratio",
     "render",
     "save_indices",
-    "split_by_group",
+    "split_indices",
 ]

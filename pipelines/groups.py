@@ -1,26 +1,26 @@
-"""Groups: images of one patient, lesion or slide, and splits that keep them whole. A group is never a label.
+"""Groups: images of one patient, lesion or slide. A group is never a label.
 
 A group is a number. What the user has (names of patients in a file, a column, an array) becomes numbers that are the
 same in every split and every run, so that groups of different splits can be compared. Nothing here is on the hot path:
 it runs once, when data are loaded.
 """
 
-import csv
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError, did_you_mean, first_line
-from amimv.pipelines.rng import Key, Stream, hashes, integers
+from amimv import InputError
+from amimv.pipelines.rng import Key, Stream, integers
 from amimv.pipelines.sources.labels import shortened
 from amimv.pipelines.sources.listing import SPLIT_NAMES
+from amimv.pipelines.sources.table import Table, read_table
 
 #: The columns that are read as groups where none is named: the first that a file has. Columns are compared in lower
 #: case, blanks and hyphens as underscores ("Patient ID" is ``patient_id``).
@@ -108,25 +108,6 @@ def _with_own_groups(numbers: np.ndarray, missing: np.ndarray, salt: str) -> Ten
     return torch.where(torch.from_numpy(missing), own, torch.from_numpy(numbers))
 
 
-class _Rows(NamedTuple):
-    """A CSV file: its columns as they are written, and under their plain names."""
-
-    file: Path
-    columns: dict[str, list[str]]
-    plain: dict[str, str]
-
-    def find(self, names: Sequence[str]) -> str | None:
-        """The first of these columns that there is."""
-        return next((self.plain[name] for name in names if name in self.plain), None)
-
-    def get(self, name: str) -> list[str]:
-        found = name if name in self.columns else self.find([_plain(name)])
-        if found is None:
-            hint = did_you_mean(name, self.columns) or f"expected one of {shortened(list(self.columns))}"
-            raise InputError(f"{self.file} has no column {name!r}: {hint}")
-        return self.columns[found]
-
-
 def read_groups(file: Path, column: str | None, split: str, n: int, names: Sequence[str] | None = None) -> Tensor:
     """The groups of a split's images, from a CSV file.
 
@@ -148,7 +129,7 @@ def read_groups(file: Path, column: str | None, split: str, n: int, names: Seque
     Raises:
         InputError: no such file or column, a name or an index that is not there, or there twice, or another length.
     """
-    rows = _read_rows(file)
+    rows = read_table(file, "the groups of the images")
     column = column or rows.find(GROUP_COLUMNS)
     if column is None:
         found = shortened(list(rows.columns), 6)
@@ -162,37 +143,12 @@ def read_groups(file: Path, column: str | None, split: str, n: int, names: Seque
     return groups
 
 
-def _plain(column: str) -> str:
-    return re.sub(r"[\s-]+", "_", column.strip()).lower()
-
-
-def _read_rows(file: Path) -> _Rows:
-    if not file.is_file():
-        raise InputError(f"there is no file {file}: expected a CSV with the groups of the images")
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            first = lines.readline()
-            delimiter = max(",;\t", key=first.count)
-            header = next(csv.reader([first], delimiter=delimiter), [])
-            rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read as CSV: {first_line(error)}") from error
-    for i, row in enumerate(rows):
-        if len(row) != len(header):
-            raise InputError(f"{file}: row {i + 2} has {len(row)} cells, the header has {len(header)}")
-    if not rows:
-        raise InputError(f"{file} has no rows: expected a header, and one row for each image")
-    columns = {name.strip(): list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
-    # In reverse, as of two columns that differ in case only the first counts.
-    return _Rows(file, columns, {_plain(name): name for name in reversed(columns)})
-
-
 def _is_split(cell: str, split: str) -> bool:
     cell = cell.strip().lower()
     return SPLIT_NAMES.get(cell, cell) == split
 
 
-def _by_index(rows: _Rows, cells: list[str], split: str, n: int) -> list[str]:
+def _by_index(rows: Table, cells: list[str], split: str, n: int) -> list[str]:
     """The cells of a split in the order of its images."""
     of_split = [i for i, cell in enumerate(rows.get("split")) if _is_split(cell, split)]
     written = rows.get("index")
@@ -210,7 +166,7 @@ def _by_index(rows: _Rows, cells: list[str], split: str, n: int) -> list[str]:
     return [found[index] for index in range(n)]
 
 
-def _by_name(rows: _Rows, cells: list[str], split: str, n: int, names: Sequence[str]) -> list[str]:
+def _by_name(rows: Table, cells: list[str], split: str, n: int, names: Sequence[str]) -> list[str]:
     """The cells of these files."""
     if len(names) != n:
         raise InputError(f"{len(names)} names of files were given for {n} images: expected one for each")
@@ -292,108 +248,3 @@ def leaked(train_groups: Tensor, test_groups: Tensor) -> Tensor:
     check_groups(train_groups)
     check_groups(test_groups)
     return torch.isin(test_groups, train_groups.to(test_groups.device))
-
-
-def split_by_group(
-    groups: Tensor,
-    labels: Tensor | None = None,
-    shares: Sequence[float] = (0.7, 0.1, 0.2),
-    seed: int = 0,
-    n_classes: int | None = None,
-) -> tuple[Tensor, ...]:
-    """Split images so that no group is in two splits, each class in about the asked shares.
-
-    The groups are gone through once, those of the rarest classes (by groups) first, of these the largest (up to a
-    factor of two), else in a random order that hangs on their numbers and the seed only. Each goes where it adds least
-    to the sum over classes of ``have ** 2 / wanted``, which is smallest when all splits are filled alike, but the last
-    groups of a class go to the splits that still lack it.
-
-    Args:
-        groups: ``(N,)`` integers.
-        labels: ``(N,)`` integers from 0, multi-hot ``(N, L)``, or None: then only the numbers of images count.
-        shares: of train, val and test, or of as many splits as there are; positive, their sum 1.
-        seed: which of the possible splits.
-        n_classes: number of classes (or labels), each of which must then have images; by default those that occur.
-
-    Returns:
-        ``(M,)`` sorted ``int64`` indices for each split, on the device of ``groups``.
-
-    Raises:
-        InputError: for bad shares, groups or labels, or a class that is not in every split: it has fewer groups than
-            there are splits, or (rarely) the walk finds no way because classes share their groups.
-    """
-    check_groups(groups)
-    wanted = np.array(shares, dtype=np.float64)
-    if len(wanted) < 2 or not (wanted > 0).all() or abs(wanted.sum() - 1) > 1e-6:
-        raise InputError(f"shares are {tuple(shares)}, expected two or more positive numbers whose sum is 1")
-    if len(groups) < len(wanted):
-        raise InputError(f"there are {len(groups)} images for {len(wanted)} splits: make fewer splits")
-    numbers, member = np.unique(groups.cpu().numpy(), return_inverse=True)
-    counts = _counts_by_group(member, len(numbers), _columns(labels, len(groups), n_classes))
-    in_groups = (counts > 0).sum(0)
-    for column, have in enumerate(in_groups.tolist()):
-        if have < len(wanted) and (have or n_classes is not None or labels is None):
-            what = _class_told(column, counts.shape[1])
-            raise InputError(f"{what} in {have} group(s), fewer than the {len(wanted)} splits: make fewer splits")
-    random = hashes(Key(seed, Stream.GROUP_SPLIT), torch.from_numpy(numbers).long(), 1)[:, 0].numpy()
-    rarest = np.where(counts > 0, in_groups, len(numbers)).min(1)
-    doublings = np.frexp(counts[:, -1])[1]
-    order = np.lexsort((random, -doublings, rarest))
-    placed = torch.from_numpy(_place(counts, order, wanted)[member])
-    return tuple((placed == split).nonzero()[:, 0].to(groups.device) for split in range(len(wanted)))
-
-
-def _columns(labels: Tensor | None, n: int, n_classes: int | None) -> np.ndarray:
-    """``(N, C + 1)`` memberships of images in classes; the last column is all images."""
-    everything = np.ones((n, 1), dtype=np.int64)
-    if labels is None:
-        return everything
-    if labels.ndim not in (1, 2) or len(labels) != n or labels.is_floating_point():
-        got = f"{tuple(labels.shape)} {labels.dtype}"
-        raise InputError(f"labels are {got}, expected integers (N,) or multi-hot (N, L) for {n} images")
-    known = labels.cpu().numpy()
-    top = int(known.max()) if known.ndim == 1 else known.shape[1] - 1
-    limit = "" if n_classes is None else n_classes - 1
-    if known.min() < 0 or (n_classes is not None and (top >= n_classes or (known.ndim == 2 and top != limit))):
-        raise InputError(f"labels out of range: expected 0..{limit}, found {min(int(known.min()), 0)}..{top}")
-    n_classes = top + 1 if n_classes is None else n_classes
-    hot = known != 0 if known.ndim == 2 else known[:, None] == np.arange(n_classes)
-    return np.hstack([hot, everything])
-
-
-def _counts_by_group(member: np.ndarray, n_groups: int, columns: np.ndarray) -> np.ndarray:
-    """``(G, C + 1)`` images of each group in each class, and in all."""
-    counts = [np.bincount(member, weights=column, minlength=n_groups) for column in columns.T]
-    return np.stack(counts, 1).astype(np.int64)
-
-
-def _class_told(column: int, columns: int) -> str:
-    return "the images are" if column == columns - 1 else f"class {column} is"
-
-
-def _place(counts: np.ndarray, order: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The split of each group, ``(G,)``: the greedy walk of `split_by_group`."""
-    target = shares[:, None] * counts.sum(0)
-    have = np.zeros(target.shape, dtype=np.int64)
-    left = (counts > 0).sum(0)  # groups of each class that are not placed
-    placed = np.empty(len(counts), dtype=np.int64)
-    for group in order:
-        columns = counts[group].nonzero()[0]
-        adds = counts[group, columns]
-        here = have[:, columns]
-        cost = (adds * (2 * here + adds) / target[:, columns]).sum(1)
-        lacks = here == 0
-        urgent = left[columns] <= lacks.sum(0)
-        if urgent.any():
-            helped = (lacks & urgent).sum(1)
-            cost[helped < helped.max()] = np.inf
-        placed[group] = split = int(cost.round(9).argmin())  # rounded, so that a tie is one on every machine
-        have[split, columns] += adds
-        left[columns] -= 1
-    lacking = (have == 0).any(0) & (counts > 0).any(0)
-    if lacking.any():
-        what = _class_told(int(lacking.argmax()), len(lacking))
-        raise InputError(
-            f"{what} in too few groups for every split, shared with other classes: try another seed, or fewer splits"
-        )
-    return placed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines import label_fraction, leaked, split_by_group
+from amimv.pipelines import label_fraction, leaked, split_indices
 from amimv.pipelines.groups import read_groups
 from amimv.pipelines.rng import Key, Stream, hashes
 
@@ -96,14 +96,14 @@ def test_splits_equal_a_plain_walk(seed: int, shares: tuple[float, ...]) -> None
         (hot, [[c for c, has in enumerate(row) if has] for row in hot.tolist()]),
         (None, [[]] * n),
     ):
-        found = placed(split_by_group(groups, given, shares, seed), n)
+        found = placed(split_indices(given, shares, groups, seed), n)
         assert found == split_by_loop(groups.tolist(), classes, shares, seed)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_splits_are_whole_seeded_stratified_and_blind_to_order(seed: int) -> None:
     groups, labels = random_sets(seed)
-    splits = split_by_group(groups, labels, seed=seed)
+    splits = split_indices(labels, groups=groups, seed=seed)
     found = placed(splits, len(groups))
     for one, other in itertools.permutations(splits, 2):
         assert not leaked(groups[one], groups[other]).any()
@@ -112,9 +112,9 @@ def test_splits_are_whole_seeded_stratified_and_blind_to_order(seed: int) -> Non
         per_class = torch.bincount(labels[split], minlength=4) / torch.bincount(labels)
         assert per_class.tolist() == pytest.approx([share] * 4, abs=0.05)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
-    moved = placed(split_by_group(groups[order], labels[order], seed=seed), len(groups))
+    moved = placed(split_indices(labels[order], groups=groups[order], seed=seed), len(groups))
     assert moved == [found[i] for i in order.tolist()]
-    assert placed(split_by_group(groups, labels, seed=seed + 1), len(groups)) != found
+    assert placed(split_indices(labels, groups=groups, seed=seed + 1), len(groups)) != found
 
 
 def test_every_class_is_in_every_split_where_that_can_be() -> None:
@@ -136,7 +136,7 @@ def test_every_class_is_in_every_split_where_that_can_be() -> None:
         possible = any(map(covers, itertools.product(range(n_splits), repeat=len(own))))
         try:
             shares = (0.5, 0.5) if n_splits == 2 else (0.7, 0.1, 0.2)
-            splits = split_by_group(torch.tensor(groups), torch.tensor(labels), shares, seed=trial)
+            splits = split_indices(torch.tensor(labels), shares, torch.tensor(groups), seed=trial)
         except InputError:
             refused += possible
         else:
@@ -152,12 +152,20 @@ def test_every_class_is_in_every_split_where_that_can_be() -> None:
         ({"shares": (1.0,)}, "expected two or more"),
         ({"shares": (1.0, 0.0)}, "expected two or more"),
         ({"shares": (float("nan"), 0.5)}, "expected two or more"),
-        ({"groups": torch.tensor([1, 1, 1, 2, 2, 2])}, r"class 0 is in 2 group\(s\), fewer than the 3 splits"),
-        ({"groups": torch.tensor([1, 1, 1, 2, 2, 2]), "labels": None}, r"the images are in 2 group\(s\)"),
-        ({"n_classes": 3}, r"class 2 is in 0 group\(s\)"),
-        ({"n_classes": 1}, r"labels out of range: expected 0\.\.0, found 0\.\.1"),
+        (
+            {"groups": torch.tensor([1, 1, 1, 2, 2, 2])},
+            r"class 0 has 2 group\(s\) of images, but each of the 3 splits needs one: add some",
+        ),
+        ({"groups": torch.tensor([1, 1, 1, 2, 2, 2]), "labels": None}, r"the data set has 2 group\(s\)"),
+        ({"class_names": ["a", "b", "mel"]}, r"class mel has 0 group\(s\)"),
+        ({"groups": None, "labels": torch.tensor([0, 0, 0, 1, 0, 0])}, r"class 1 has 1 image\(s\), but each of the 3"),
+        ({"groups": None, "labels": None}, "neither labels nor groups"),
+        ({"class_names": ["a"]}, r"labels out of range: expected 0\.\.0, found 0\.\.1"),
         ({"labels": torch.tensor([-1, 0, 0, 0, 0, 0])}, r"labels out of range: .* found -1\.\.0"),
-        ({"labels": torch.ones(6, 2, dtype=torch.int64), "n_classes": 3}, r"expected 0\.\.2, found 0\.\.1"),
+        (
+            {"labels": torch.ones(6, 2, dtype=torch.int64), "class_names": ["a", "b", "c"]},
+            r"expected 0\.\.2, found 0\.\.1",
+        ),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, "labels are .5,. .* for 6 images"),
         ({"labels": torch.zeros(6)}, r"labels are \(6,\) torch.float32"),
         ({"groups": torch.zeros(6)}, r"groups are \(6,\) torch.float32, expected one integer for each image"),
@@ -166,12 +174,12 @@ def test_every_class_is_in_every_split_where_that_can_be() -> None:
 )
 def test_splits_that_cannot_be(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        split_by_group(**{"groups": torch.arange(6), "labels": torch.tensor([0, 1] * 3), **settings})
+        split_indices(**{"groups": torch.arange(6), "labels": torch.tensor([0, 1] * 3), **settings})
     assert "\n" not in str(caught.value)
 
 
 def test_a_class_number_without_images_is_left_out_unless_it_is_asked_for() -> None:
-    assert [len(s) for s in split_by_group(torch.arange(10), torch.tensor([0, 2] * 5), (0.6, 0.2, 0.2))] == [6, 2, 2]
+    assert [len(s) for s in split_indices(torch.tensor([0, 2] * 5), (0.6, 0.2, 0.2))] == [6, 2, 2]
 
 
 # Label fractions
@@ -250,7 +258,7 @@ def test_real_sets_split_anew_without_leaks_in_the_asked_shares(real: tuple) -> 
     # Of the smears, 175 of up to 213 cells, some kinds of cells are on a dozen only.
     tolerance, per_class = (0.01, 0.1) if name == "rbc12" else (0.001, 0.01)
     for seed in range(2):
-        splits = split_by_group(groups, labels, seed=seed)
+        splits = split_indices(labels, groups=groups, seed=seed)
         placed(splits, len(groups))
         for split, share in zip(splits, (0.7, 0.1, 0.2), strict=True):
             assert len(split) / len(groups) == pytest.approx(share, abs=tolerance)
