@@ -9,13 +9,14 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save
 from timm.layers import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from amimv import InputError, did_you_mean, first_line, shown
+from amimv import InputError, did_you_mean, first_line, shown, user_path
 from amimv.files import replacing
 
 #: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
@@ -23,6 +24,10 @@ PLAIN_VITS = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "dei
 
 #: Name of the default: a ResNet of 0.31 M parameters that two CPU cores train in minutes.
 SMALL = "small"
+#: Beginning of a name at the hub, as timm writes it.
+HUB = "hf-hub:"
+#: What an exported backbone is read from.
+EXPORT = ("backbone.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -241,52 +246,89 @@ def encode(network: nn.Module, views: Tensor) -> Tensor:
 
 
 def save_backbone(network: nn.Module, spec: BackboneSpec, folder: Path) -> None:
-    """Export to ``folder``: ``model.safetensors`` and ``backbone.json``, read again by `load_backbone`.
+    """Export to ``folder``: ``model.safetensors``, ``backbone.json`` and timm's ``config.json``; see `load_backbone`.
 
-    Where timm's own arguments express the network (a ViT, or a stem that was left alone), ``config.json`` is written
-    too, and ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the same features. Where they do not,
-    there is no such file, since timm would load the weights cleanly into another network.
+    Where timm's own arguments express the network (a ViT, or a stem that was left alone),
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the same features. Where they do not, timm would
+    load the weights cleanly into another network: there the architecture is called by a name that it refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     contents = {"model.safetensors": save(state), "backbone.json": _json_bytes(asdict(spec))}
-    if not stem_is_changed(spec):
-        arguments: Any = network.timm_arguments
-        config = {
-            "architecture": spec.name,
-            "num_classes": 0,
-            "num_features": network.num_features,
-            "model_args": {k: v for k, v in arguments.items() if k != "num_classes"},
-            "pretrained_cfg": {
-                "input_size": [spec.channels, spec.size, spec.size],
-                "mean": spec.mean,
-                "std": spec.std,
-                "num_classes": 0,
-            },
-        }
-        contents["config.json"] = _json_bytes(config)
+    contents["config.json"] = _json_bytes(_timm_config(network, spec))
     for name, content in contents.items():
         with replacing(folder / name, "wb") as file:
             file.write(content)
+
+
+def _timm_config(network: Any, spec: BackboneSpec) -> dict[str, Any]:
+    """What timm's hub keeps beside weights."""
+    config = {
+        "architecture": spec.name,
+        "num_classes": 0,
+        "num_features": network.num_features,
+        "pretrained_cfg": {
+            "input_size": [spec.channels, spec.size, spec.size],
+            "mean": spec.mean,
+            "std": spec.std,
+            "num_classes": 0,
+        },
+    }
+    if note := timm_note(spec):
+        return config | {"architecture": f"amimv_{spec.name}", "note": note}
+    return config | {"model_args": {k: v for k, v in network.timm_arguments.items() if k != "num_classes"}}
+
+
+def timm_note(spec: BackboneSpec) -> str:
+    """Why timm alone cannot build the network, in one line; empty if it can."""
+    if not stem_is_changed(spec):
+        return ""
+    why = "it is no network of timm's" if spec.name == SMALL else f"its stem was changed for {spec.size} pixels"
+    return f"timm alone cannot build this network ({why}): load it with amimv.models.load_backbone"
 
 
 def _json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
+def find_export(source: Path | str) -> Path:
+    """The folder of an exported backbone.
+
+    Args:
+        source: the folder, or ``hf-hub:NAME`` (or ``NAME@REVISION``), which is downloaded once.
+
+    Raises:
+        InputError: there is none, or the hub is out of reach.
+    """
+    given = str(source)
+    folder, reason = user_path(given.removeprefix("local-dir:")), ""
+    if given.startswith(HUB):
+        name, _, revision = given.removeprefix(HUB).partition("@")
+        try:
+            files = [hf_hub_download(name, file, revision=revision or None) for file in EXPORT]
+            folder = Path(files[0]).parent
+        except Exception as error:  # of any kind: the code and the network are not ours
+            reason = f" ({type(error).__name__}: {shown(first_line(error), 160)})"
+    if reason or not all((folder / file).is_file() for file in EXPORT):
+        raise InputError(f"no exported backbone in {given}{reason}: expected {' and '.join(EXPORT)}")
+    return folder
+
+
 def load_backbone(folder: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, BackboneSpec]:
     """The exported network in evaluation mode, and its spec (with the mean and std its inputs are normalised by).
 
+    Args:
+        folder: of an export, or ``hf-hub:NAME`` of one that was published.
+        device: for the network.
+
     Raises:
-        InputError: if the folder holds no export.
+        InputError: there is no export, or the hub is out of reach.
     """
-    folder = Path(folder)
-    if not (folder / "backbone.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise InputError(f"no exported backbone in {folder}: expected backbone.json and model.safetensors")
-    fields: dict[str, Any] = json.loads((folder / "backbone.json").read_text())
+    path = find_export(folder)
+    fields: dict[str, Any] = json.loads((path / "backbone.json").read_text())
     # JSON has lists for tuples.
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
     spec = BackboneSpec(**known)
     network = build_backbone(spec)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    network.load_state_dict(load_file(path / "model.safetensors"))
     return network.to(device).eval(), spec

@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from amimv import InputError, first_line, shown, user_path
-from amimv.models.backbones import SMALL, BackboneSpec
+from amimv.models.backbones import HUB, SMALL, BackboneSpec, find_export
 
 #: Beginnings of what timm itself looks for: on its hub, and in a folder with a config.json.
-TIMM_SOURCES = ("hf-hub:", "local-dir:")
+TIMM_SOURCES = (HUB, "local-dir:")
 #: Weights in a folder: of an exported backbone, of a run, and of a download from a hub.
 IN_FOLDER = ("model.safetensors", "backbone/model.safetensors", "pytorch_model.bin")
 #: Share of the tensors, of the network and of the file's part for it, that has to fit. Below it is another network.
@@ -115,6 +116,9 @@ def read_weights(source: str, name: str) -> State:
     Raises:
         InputError: the source cannot be reached or read, or holds no tensors.
     """
+    if source.startswith(TIMM_SOURCES):
+        with suppress(InputError):  # an export of ours, also of a network that timm alone cannot build
+            source = str(find_export(source))
     if source == "timm" or source.startswith(TIMM_SOURCES):
         return dict(from_timm(name if source == "timm" else source).state_dict())
     path = user_path(source)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from amimv.models.backbones import (
     load_backbone,
     save_backbone,
     stem_is_changed,
+    timm_note,
 )
 
 
@@ -294,7 +296,6 @@ def test_an_export_gives_the_same_features(name: str, channels: int, size: int, 
     with torch.no_grad():
         views = draw_views(channels, size)
         assert torch.equal(encode(again, views), encode(network, views))
-    assert (tmp_path / "runs" / "export" / "config.json").exists() == (not stem_is_changed(spec))
 
 
 @pytest.mark.parametrize(
@@ -309,17 +310,18 @@ def test_an_export_gives_the_same_features(name: str, channels: int, size: int, 
         ("vit_tiny_patch16_224", 28, False),
     ],
 )
-def test_no_config_is_written_where_timm_would_build_another_network(
+def test_timm_refuses_what_it_would_build_as_another_network(
     name: str, size: int, changed: bool, tmp_path: Path
 ) -> None:
     spec = BackboneSpec(name, size=size)
     assert stem_is_changed(spec) == changed
     save_backbone(build_backbone(spec), spec, tmp_path)
-    assert (tmp_path / "config.json").exists() != changed
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "config.json") == [
-        "backbone.json",
-        "model.safetensors",
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"backbone.json", "config.json", "model.safetensors"}
+    note = json.loads((tmp_path / "config.json").read_text()).get("note", "")
+    assert note == timm_note(spec)
+    assert ("timm alone cannot build this network" in note) == changed
+    with pytest.raises(RuntimeError, match=f"Unknown model .amimv_{name}") if changed else nullcontext():
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
 
 
 TIMM_ALONE = """
@@ -369,6 +371,32 @@ def test_a_folder_without_an_export_is_refused(missing: str, tmp_path: Path) -> 
         (folder / missing).unlink()
     with pytest.raises(InputError, match=r"no exported backbone in .*: expected backbone.json and model.safetensors"):
         load_backbone(folder)
+
+
+def test_an_export_at_the_hub_is_read_as_its_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = BackboneSpec("small", 1, 28, (0.25,), (0.5,))
+    network, asked = trained(spec), []
+    save_backbone(network, spec, tmp_path)
+
+    def download(name: str, file: str, revision: str | None) -> str:
+        asked.append((name, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(backbones, "hf_hub_download", download)
+    views = draw_views(1, 28)
+    for source in ("hf-hub:me/skin@v1", f"local-dir:{tmp_path}", tmp_path):
+        again, read = load_backbone(source)
+        assert read == spec
+        with torch.no_grad():
+            assert torch.equal(encode(again, views), encode(network, views))
+    assert asked == [("me/skin", "backbone.json", "v1"), ("me/skin", "model.safetensors", "v1")]
+
+
+def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"^no exported backbone in hf-hub:me/skin \(.*\): expected [^\n]*$"):
+        load_backbone("hf-hub:me/skin")
 
 
 def test_channels_last_views_give_the_same_features() -> None:

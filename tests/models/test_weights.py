@@ -237,6 +237,15 @@ def test_timms_own_sources(network, source, tmp_path, monkeypatch):
     same(network, source)
 
 
+def test_an_export_that_timm_alone_cannot_build_is_read_all_the_same(tmp_path):
+    torch.manual_seed(4)
+    source, spec = build_backbone(BackboneSpec()).eval(), BackboneSpec()
+    save_backbone(source, spec, tmp_path)
+    network = build_backbone(spec)
+    assert load_initial(network, spec, f"local-dir:{tmp_path}").missing == ()
+    same(network, source, IMAGES[..., :28, :28])
+
+
 @pytest.mark.parametrize("given", ["timm", "hf-hub:timm/resnet18.a1_in1k"])
 def test_without_a_network_timms_weights_are_one_line(network, given, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
