@@ -11,10 +11,11 @@ from amimv.pipelines.longtail import (
     realised_ratio,
     save_indices,
 )
+from amimv.pipelines.pair_sampler import PairSampler
 from amimv.pipelines.params import ViewParams, ViewPolicy, build_policy, draw_view_params
 from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
 from amimv.pipelines.rng import Key
-from amimv.pipelines.samplers import PARTNERS, SAMPLERS, PairSampler
+from amimv.pipelines.samplers import PARTNERS, SAMPLERS
 from amimv.pipelines.sources.load import load_store
 from amimv.pipelines.splits import split_indices
 from amimv.pipelines.store import ImageStore

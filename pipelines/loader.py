@@ -9,9 +9,9 @@ from torch import Tensor
 
 from amimv import InputError
 from amimv.pipelines.heap import keep_freed_memory
+from amimv.pipelines.pair_sampler import PairSampler
 from amimv.pipelines.params import ViewParams
 from amimv.pipelines.recipes import Recipe, get_recipe
-from amimv.pipelines.samplers import PairSampler
 from amimv.pipelines.store import ImageStore
 from amimv.pipelines.views import PairViews, Sides, draw_steps
 

@@ -103,7 +103,12 @@ def long_tail(
         if total is not None and total > len(labels):
             raise InputError(f"total is {total}, but there are {len(labels)} images: use at most that")
         labels, n_classes = labels.new_zeros(len(labels)), 1
-    counts = _checked_counts(labels, n_classes)
+    wanted = _class_sizes(_checked_counts(labels, n_classes), rho, profile, total)
+    return _first_of_each(labels, wanted, Key(seed, Stream.LONG_TAIL))
+
+
+def _class_sizes(counts: Sequence[int], rho: float, profile: str, total: int | None) -> list[int]:
+    """Images of each class in a long tail, of the ``counts`` that there are; see `long_tail`."""
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
     have = [counts[c] for c in order]
     weights = profile_weights(len(have), rho, profile, have)
@@ -115,7 +120,7 @@ def long_tail(
     by_label = [0] * len(counts)
     for label, n in zip(order, wanted, strict=True):
         by_label[label] = n
-    return _first_of_each(labels, by_label, Key(seed, Stream.LONG_TAIL))
+    return by_label
 
 
 def largest_total(labels: Tensor, rhos: Sequence[float], profile: str = "exp", n_classes: int | None = None) -> int:

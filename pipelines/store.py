@@ -125,14 +125,10 @@ class ImageStore:
         if pixels.is_floating_point():
             check_floats(pixels, value_range, name)
         numbers, names, task = check_labels(labels, len(pixels), class_names, task, name)
-        encoded = None if groups is None else encode_groups(groups, salt=split)
-        if encoded is not None and encoded.shape != (len(pixels),):
-            raise InputError(f"{name}: {len(encoded)} groups for {len(pixels)} images: expected one for each")
-        held = place_images(pixels, device, resident, name)
         return cls.build(
-            held,
+            place_images(pixels, device, resident, name),
             numbers,
-            encoded,
+            None if groups is None else _encoded(groups, len(pixels), split, name),
             name=name,
             device=device,
             split=split,
@@ -243,6 +239,14 @@ class ImageStore:
         counts = self.labels.sum(0) if self.labels.ndim == 2 else torch.bincount(self.labels, minlength=self.n_classes)
         numbers: list[int] = counts.tolist()
         return numbers
+
+
+def _encoded(groups: Tensor | np.ndarray | Sequence[Any], n: int, split: str, name: str) -> Tensor:
+    """``(n,)`` ``int64``."""
+    encoded = encode_groups(groups, salt=split)
+    if encoded.shape != (n,):
+        raise InputError(f"{name}: {len(encoded)} groups for {n} images: expected one for each")
+    return encoded
 
 
 def checked_device(device: torch.device | str) -> torch.device:

@@ -6,6 +6,7 @@ may lack some of the classes (they then score 0), and so may the validation set 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,29 +83,61 @@ def knn_scores(
         raise InputError(f"k is {k}, expected between 1 and the bank's {len(bank)} features")
     if temperature <= 0 or chunk < 1:
         raise InputError(f"temperature is {temperature} and chunk {chunk}, expected both to be positive")
+    bank = normalize(bank.float(), dim=1)
     return _knn_for_each(bank, _targets(bank_labels, n_classes), queries, (k,), temperature, chunk)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class KnnProbe:
+    """What `fit_knn` chose, for any features of the same network.
+
+    Attributes:
+        bank: ``(N, D)`` training features, of length one.
+        targets: ``(N, C)`` zeros and ones.
+        k: neighbours.
+    """
+
+    bank: Tensor
+    targets: Tensor
+    k: int
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores ``(M, C)`` of features ``(M, D)``, as from `knn_scores`.
+
+        Raises:
+            InputError: features that are not finite, or of another width.
+        """
+        _check_features(self.bank[:1], x)
+        return _knn_for_each(self.bank, self.targets, x, (self.k,))[0]
 
 
 def knn_probe(
     train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, test_x: Tensor, n_classes: int
 ) -> tuple[Tensor, int]:
-    """Weighted nearest neighbours with the ``k`` of ``KNN_KS`` that is best on validation data.
-
-    Best is by `balanced_accuracy`; among equals the smaller ``k``; none above the bank's size.
-
-    Returns:
-        ``(M, n_classes)`` test scores as from `knn_scores`, and ``k``.
+    """What `fit_knn` says of test features: ``(M, n_classes)`` scores, and ``k``.
 
     Raises:
         InputError: an empty set, or shapes, labels or values that cannot be used.
     """
-    _check_probe(train_x, train_y, val_x, val_y, test_x, n_classes)
+    _check_features(train_x, val_x, test_x)
+    probe = fit_knn(train_x, train_y, val_x, val_y, n_classes)
+    return probe.scores(test_x), probe.k
+
+
+def fit_knn(train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, n_classes: int) -> KnnProbe:
+    """Weighted nearest neighbours with the ``k`` of ``KNN_KS`` that is best on validation data.
+
+    Best is by `balanced_accuracy`; among equals the smaller ``k``; none above the bank's size.
+
+    Raises:
+        InputError: an empty set, or shapes, labels or values that cannot be used.
+    """
+    _check_probe(train_x, train_y, val_x, val_y, n_classes)
     ks = tuple(k for k in KNN_KS if k <= len(train_x))
-    targets = _targets(train_y, n_classes)
-    val_scores = _knn_for_each(train_x, targets, val_x, ks)
+    bank, targets = normalize(train_x.float(), dim=1), _targets(train_y, n_classes)
+    val_scores = _knn_for_each(bank, targets, val_x, ks)
     accuracies = torch.stack([balanced_accuracy(scores, val_y) for scores in val_scores])
-    k = ks[int(accuracies.argmax())]
-    return _knn_for_each(train_x, targets, test_x, (k,))[0], k
+    return KnnProbe(bank, targets, ks[int(accuracies.argmax())])
 
 
 def _knn_for_each(
@@ -115,8 +148,8 @@ def _knn_for_each(
     temperature: float = 0.1,
     chunk: int = 1024,
 ) -> list[Tensor]:
-    """`knn_scores` for several ``k`` from one search; ``targets`` are ``(N, C)`` ``float32``."""
-    bank, queries = normalize(bank.float(), dim=1), normalize(queries.float(), dim=1)
+    """`knn_scores` for several ``k`` from one search; ``bank`` of length one, ``targets`` ``(N, C)``."""
+    queries = normalize(queries.float(), dim=1)
     k_max = max(ks)
     chunk = max(1, min(chunk, _BLOCK_ELEMENTS // max(len(bank), k_max * targets.shape[1])))
     scores: list[list[Tensor]] = [[] for _ in ks]
@@ -133,7 +166,53 @@ def _knn_for_each(
 # Linear classifier
 
 
-@torch.inference_mode(False)  # it needs gradients, also where features are extracted without
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """What `fit_linear` found, for any features of the same network.
+
+    Attributes:
+        mean, std: ``(D,)`` of the training features; a constant one has an infinite ``std``.
+        basis: ``(D, R)`` orthonormal, of the space that the training features span; None: all of it.
+        weight, bias: ``(R, K)`` and ``(K,)``, for the K classes or labels that could be fitted.
+        fitted: ``(C,)`` ``bool``, which ones these are.
+        constant: ``(C,)`` scores of the others.
+        multi_label: whether each column is a label of its own.
+        penalty: that of the fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+    basis: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    fitted: Tensor
+    constant: Tensor
+    multi_label: bool
+    penalty: float
+
+    def project(self, x: Tensor) -> Tensor:
+        """Features ``(M, D)`` as the fit sees them, ``(M, R)``."""
+        scaled = (x.float() - self.mean) / self.std
+        return scaled if self.basis is None else scaled @ self.basis
+
+    def score(self, projected: Tensor) -> Tensor:
+        """Probabilities ``(M, C)`` of what `project` gave."""
+        scores = self.constant.expand(len(projected), -1).clone()
+        if self.weight.shape[1]:
+            logits = projected @ self.weight + self.bias
+            scores[:, self.fitted] = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        return scores
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Probabilities ``(M, C)`` of features ``(M, D)``.
+
+        Raises:
+            InputError: features that are not finite, or of another width.
+        """
+        _check_features(self.mean[None], x)
+        return self.score(self.project(x))
+
+
 def linear_probe(
     train_x: Tensor,
     train_y: Tensor,
@@ -143,6 +222,25 @@ def linear_probe(
     n_classes: int,
     penalties: Sequence[float] = PENALTIES,
 ) -> tuple[Tensor, float]:
+    """What `fit_linear` says of test features: ``(M, n_classes)`` ``float32`` probabilities, and the penalty.
+
+    Raises:
+        InputError: as `fit_linear`.
+    """
+    _check_features(train_x, val_x, test_x)
+    probe = fit_linear(train_x, train_y, val_x, val_y, n_classes, penalties)
+    return probe.scores(test_x), probe.penalty
+
+
+@torch.inference_mode(False)  # it needs gradients, also where features are extracted without
+def fit_linear(
+    train_x: Tensor,
+    train_y: Tensor,
+    val_x: Tensor,
+    val_y: Tensor,
+    n_classes: int,
+    penalties: Sequence[float] = PENALTIES,
+) -> LinearProbe:
     """Logistic regression on standardised features, its L2 penalty chosen on validation data.
 
     Minimises ``mean_i(w_i * loss_i) + penalty / 2 * ||W||^2``, the bias free. The loss is the cross-entropy
@@ -155,54 +253,40 @@ def linear_probe(
 
     Fitted by L-BFGS from the strongest penalty to the weakest, each starting where the last ended. The one
     with the best `balanced_accuracy` on validation data is taken; among equals the strongest. A feature that
-    is constant over the training set is ignored.
-
-    Returns:
-        ``(M, n_classes)`` ``float32`` test probabilities (a class without training images has exactly 0; a
-        label on all or none of them 1 or 0), and the penalty.
+    is constant over the training set is ignored. A class without training images has a score of exactly 0, a label
+    on all or none of them 1 or 0.
 
     Raises:
         InputError: an empty set, a penalty not above 0, or shapes, labels or values that cannot be used.
     """
-    _check_probe(train_x, train_y, val_x, val_y, test_x, n_classes)
+    _check_probe(train_x, train_y, val_x, val_y, n_classes)
     if not penalties or min(penalties) <= 0:
         raise InputError(f"penalties are {tuple(penalties)}, expected at least one, all above 0")
-    train, val, test = _standardise(train_x, val_x, test_x)
-    targets = _targets(train_y, n_classes)
-    multi_label = train_y.ndim == 2
-    fitted = targets.amax(0) > 0 if not multi_label else targets.amax(0) != targets.amin(0)
-    constant = torch.where(fitted, 0.0, targets[0])
-    if not bool(fitted.any()):
-        return constant.repeat(len(test), 1), max(penalties)
-
-    def predict(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        logits = x @ weight + bias
-        scores = constant.expand(len(x), -1).clone()
-        scores[:, fitted] = logits.sigmoid() if multi_label else logits.softmax(dim=1)
-        return scores
-
-    best_accuracy, best_penalty, best_fit = -1.0, 0.0, None
-    for penalty, weight, bias in _fit_path(train, targets[:, fitted], multi_label, penalties):
-        accuracy = float(balanced_accuracy(predict(val, weight, bias), val_y))
+    best, best_accuracy = _unfitted(train_x, _targets(train_y, n_classes), train_y.ndim == 2, max(penalties)), -1.0
+    if not bool(best.fitted.any()):
+        return best
+    train, val = best.project(train_x), best.project(val_x)
+    targets = _targets(train_y, n_classes)[:, best.fitted]
+    for penalty, weight, bias in _fit_path(train, targets, best.multi_label, penalties):
+        probe = replace(best, weight=weight, bias=bias, penalty=penalty)
+        accuracy = float(balanced_accuracy(probe.score(val), val_y))
         if accuracy > best_accuracy:
-            best_accuracy, best_penalty, best_fit = accuracy, penalty, (weight, bias)
-    assert best_fit is not None
-    return predict(test, *best_fit), best_penalty
+            best, best_accuracy = probe, accuracy
+    return best
 
 
-def _standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """``float32`` features of zero mean and unit variance over the training set, in at most N coordinates."""
-    train = train.float()
+def _unfitted(train_x: Tensor, targets: Tensor, multi_label: bool, penalty: float) -> LinearProbe:
+    """Without weights: what the training features say of their coordinates, and the labels of what can be fitted."""
+    train = train_x.float()
     std, mean = torch.std_mean(train, dim=0, correction=0)
     # Rounding leaves a constant feature with a spread of about 1e-7 of its value.
     std = torch.where(std > 1e-6 * train.abs().amax(0), std, torch.inf)
-    scaled = [(x.float() - mean) / std for x in (train, *others)]
-    if train.shape[1] <= len(train):
-        return scaled
     # The optimal weights lie in the span of the training images (representer theorem), so an orthonormal
     # basis of it loses nothing, penalty included.
-    basis = torch.linalg.qr(scaled[0].T).Q
-    return [x @ basis for x in scaled]
+    basis = torch.linalg.qr(((train - mean) / std).T).Q if train.shape[1] > len(train) else None
+    fitted = targets.amax(0) > 0 if not multi_label else targets.amax(0) != targets.amin(0)
+    constant, none = torch.where(fitted, 0.0, targets[0]), train.new_zeros(0)
+    return LinearProbe(mean, std, basis, none[None, :0], none, fitted, constant, multi_label, penalty)
 
 
 def _fit_path(
@@ -288,10 +372,8 @@ def _targets(labels: Tensor, n_classes: int) -> Tensor:
     return (labels if labels.ndim == 2 else one_hot(labels.long(), n_classes)).float()
 
 
-def _check_probe(
-    train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, test_x: Tensor, n_classes: int
-) -> None:
-    _check_features(train_x, val_x, test_x)
+def _check_probe(train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, n_classes: int) -> None:
+    _check_features(train_x, val_x)
     _check_labels(train_y, len(train_x), n_classes)
     _check_labels(val_y, len(val_x), n_classes)
     if train_y.ndim != val_y.ndim:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from amimv import InputError
 from amimv.trainers.evaluation import probes
-from amimv.trainers.evaluation.probes import KNN_KS, balanced_accuracy, knn_probe, knn_scores, linear_probe
+from amimv.trainers.evaluation.probes import (
+    KNN_KS,
+    balanced_accuracy,
+    fit_knn,
+    fit_linear,
+    knn_probe,
+    knn_scores,
+    linear_probe,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -176,8 +184,8 @@ def test_the_equivalent_of_sklearns_c_is_as_documented(classes: int, shared: flo
 
 def fitted_objective(x: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
     """The probe's objective at the end of its path, and the same at scikit-learn's weights, in double."""
-    scaled = probes._standardise(x)[0]
-    targets = probes._targets(y, int(y.max()) + 1)
+    n_classes = int(y.max()) + 1
+    scaled, targets = fit_linear(x, y, x, y, n_classes, [1.0]).project(x), probes._targets(y, n_classes)
     _, weight, bias = list(probes._fit_path(scaled, targets, False, [*probes.PENALTIES[:3], penalty]))[-1]
     reference, _, _ = sklearn_fit(scaled, y, penalty)
     double = scaled.double().numpy()
@@ -335,3 +343,22 @@ def test_bad_input(probe) -> None:  # type: ignore[no-untyped-def]
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="penalties"):
         linear_probe(x, y, x, y, x, 4, penalties=[0.0])
+
+
+# Fitted once, for whatever comes
+
+
+@pytest.mark.parametrize("dims", [15, 90], ids=["all coordinates", "the span of the images"])
+def test_a_fitted_probe_says_of_parts_what_it_says_of_all(dims: int) -> None:
+    x, y = draw_set(60, dims, seed=4)
+    more, _ = draw_set(41, dims, seed=5)
+    for fit, whole in (
+        (fit_knn(x, y, x, y, 4), knn_probe(x, y, x, y, more, 4)),
+        (fit_linear(x, y, x, y, 4), linear_probe(x, y, x, y, more, 4)),
+    ):
+        parts = torch.cat([fit.scores(part) for part in more.split(7)])
+        torch.testing.assert_close(parts, whole[0], rtol=0, atol=1e-5)
+        with pytest.raises(InputError, match=r"expected \(N, D\) with one D"):
+            fit.scores(more[:, 1:])
+        with pytest.raises(InputError, match="NaN or infinity"):
+            fit.scores(more * torch.nan)
