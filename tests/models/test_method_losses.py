@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from amimv import InputError
@@ -280,12 +282,17 @@ def assert_as_loop(
         torch.testing.assert_close(gradient_b, slopes, rtol=1e-5, atol=1e-7)
 
 
-SIZES = pytest.mark.parametrize(("batch", "width"), [(2, 3), (5, 4), (8, 16)])
+def drawn(**more: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Sizes, and what else is given, drawn by hypothesis."""
+    return lambda test: settings(max_examples=12)(
+        given(batch=st.integers(2, 8), width=st.integers(3, 12), **more)(test)
+    )
+
+
 IDS = pytest.mark.parametrize("ids", [None, [0, 1, 2, 0, 1, 1], [3, 3, 3, 3, 3, 3], [5, 4, 3, 2, 1, 0]])
 
 
-@SIZES
-@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
+@drawn(temperature=st.floats(0.07, 1))
 def test_info_nce_equals_a_loop(batch: int, width: int, temperature: float) -> None:
     assert_as_loop(info_nce, info_nce_by_loop, *draw_pair(batch, width), temperature=temperature)
 
@@ -304,18 +311,17 @@ def test_info_nce_ids_leave_out_other_rows_of_the_same_image(ids: list[int] | No
     assert_as_loop(info_nce, info_nce_by_loop, *pair, ids=None if ids is None else torch.tensor(ids))
 
 
-@SIZES
+@drawn()
 def test_byol_equals_a_loop(batch: int, width: int) -> None:
     assert_as_loop(byol_loss, byol_by_loop, *draw_pair(batch, width, seed=1))
 
 
-@SIZES
+@drawn()
 def test_simsiam_equals_a_loop(batch: int, width: int) -> None:
     assert_as_loop(simsiam_loss, simsiam_by_loop, *draw_pair(batch, width, seed=1))
 
 
-@SIZES
-@pytest.mark.parametrize(("student_temperature", "teacher_temperature"), [(0.1, 0.07), (0.5, 0.04), (0.07, 1.0)])
+@drawn(student_temperature=st.floats(0.07, 0.5), teacher_temperature=st.floats(0.04, 1))
 def test_dino_equals_a_loop(batch: int, width: int, student_temperature: float, teacher_temperature: float) -> None:
     assert_as_loop(
         dino_loss,
@@ -327,9 +333,7 @@ def test_dino_equals_a_loop(batch: int, width: int, student_temperature: float, 
     )
 
 
-@SIZES
-@pytest.mark.parametrize("size", [1, 3, 20])
-@pytest.mark.parametrize(("student_temperature", "teacher_temperature"), [(0.1, 0.04), (0.5, 1.0)])
+@drawn(size=st.integers(1, 20), student_temperature=st.floats(0.1, 0.5), teacher_temperature=st.floats(0.04, 1))
 def test_ressl_equals_a_loop(
     batch: int, width: int, size: int, student_temperature: float, teacher_temperature: float
 ) -> None:
@@ -344,9 +348,7 @@ def test_ressl_equals_a_loop(
     assert_as_loop(ressl_loss, ressl_by_loop, *pair, queue=queue, **temperatures)
 
 
-@SIZES
-@pytest.mark.parametrize("size", [1, 3, 20])
-@pytest.mark.parametrize("temperature", [0.07, 1.0])
+@drawn(size=st.integers(1, 20), temperature=st.floats(0.07, 1))
 def test_nnclr_equals_a_loop(batch: int, width: int, size: int, temperature: float) -> None:
     queue = draw_queue(size, width)
     assert_as_loop(nnclr_loss, nnclr_by_loop, *draw_pair(batch, width), queue=queue, temperature=temperature)
@@ -397,9 +399,9 @@ def test_barlow_twins_equals_a_loop(batch: int, width: int, settings: dict[str, 
     assert_as_loop(barlow_twins_loss, barlow_twins_by_loop, za + 3, zb - 1, **settings)
 
 
-@SIZES
-@pytest.mark.parametrize("queue", [0, 3])
-@pytest.mark.parametrize(("temperature", "epsilon", "iterations"), [(0.1, 0.05, 3), (0.5, 0.3, 1), (1.0, 1.0, 2)])
+@drawn(
+    queue=st.integers(0, 4), temperature=st.floats(0.1, 1), epsilon=st.floats(0.05, 1), iterations=st.integers(1, 3)
+)
 def test_swav_equals_a_loop(
     batch: int, width: int, queue: int, temperature: float, epsilon: float, iterations: int
 ) -> None:
@@ -741,11 +743,9 @@ def test_detached_targets_leave_the_rest_as_it_is(loss: Callable[..., Tensor]) -
 # Sinkhorn
 
 
-@pytest.mark.parametrize("iterations", [1, 3, 10])
-@pytest.mark.parametrize("epsilon", [0.05, 0.5])
-@pytest.mark.parametrize(("batch", "prototypes"), [(2, 3), (7, 4), (5, 12)])
-def test_sinkhorn_equals_a_loop(batch: int, prototypes: int, epsilon: float, iterations: int) -> None:
-    scores, _ = draw_scores(batch, prototypes)
+@drawn(epsilon=st.floats(0.05, 0.5), iterations=st.integers(1, 10))
+def test_sinkhorn_equals_a_loop(batch: int, width: int, epsilon: float, iterations: int) -> None:
+    scores, _ = draw_scores(batch, width)
     codes = sinkhorn(scores, epsilon=epsilon, iterations=iterations)
     expected = sinkhorn_by_loop(scores.tolist(), epsilon=epsilon, iterations=iterations)
     torch.testing.assert_close(codes, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-15)
