@@ -22,6 +22,8 @@ SPLIT_NAMES = {
 #: The files that are images, by the end of their names in lower case.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 LAYOUT = "expected PATH/train/CLASS/*.png (.jpg, .tif, .bmp, .webp, .dcm), likewise val and test"
+#: What to do about data that are "train" alone.
+CUT = "cut it off (--split 0.7 0.1 0.2)"
 #: Kinds of what lies in a folder, besides the ends of other files' names.
 IMAGE, FOLDER, HIDDEN = "image", "folder", "hidden"
 IMAGES_BESIDE = "image(s) beside the folders"
@@ -31,17 +33,24 @@ class NoSplit(InputError):
     """The data have no such split."""
 
 
-class FolderSplit(NamedTuple):
-    """The images of a split: their paths, in a fixed order, one class each, and the names of the classes.
+class Listing(NamedTuple):
+    """The images of a split, in their files.
 
     Attributes:
+        paths: of the files, in a fixed order.
+        labels: the class of each, or a row of 0 and 1 for each; none without labels.
+        class_names: of the classes (or labels) of all splits.
         remarks: lines on what is left out or looks like a mistake; what concerns all splits comes with the first.
+        splits: the splits that there are.
+        groups: of each image, as text; none without.
     """
 
     paths: tuple[str, ...]
-    labels: tuple[int, ...]
+    labels: tuple[int | tuple[int, ...], ...]
     class_names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("train",)
+    groups: tuple[str, ...] = ()
 
 
 class _Found(NamedTuple):
@@ -51,7 +60,7 @@ class _Found(NamedTuple):
     left_out: Counter[str]
 
 
-def list_folder(folder: Path, split: str) -> FolderSplit:
+def list_folder(folder: Path, split: str) -> Listing:
     """Find the images of a split in ``folder/{train,val,test}/CLASS/**``, or, as "train", in ``folder/CLASS/**``.
 
     The splits' folders are called as in ``SPLIT_NAMES``, in any case. The classes are the sub-folders of all splits
@@ -67,7 +76,8 @@ def list_folder(folder: Path, split: str) -> FolderSplit:
     """
     tops = _split_folders(folder)
     if split not in tops:
-        raise NoSplit(f"{folder} has no split {split!r} ({_splits_told(folder, tops)}): {LAYOUT}")
+        hint = f", or {CUT}" if tuple(tops) == ("train",) else ""
+        raise NoSplit(f"{folder} has no split {split!r} ({_splits_told(folder, tops)}): {LAYOUT}{hint}")
     places = {name: _class_folders(top) for name, top in tops.items()}
     found = {key: _walk(place) for key, place in places[split].items()}
     names = _class_names(places, split, {key for key, inside in found.items() if inside.images})
@@ -79,7 +89,7 @@ def list_folder(folder: Path, split: str) -> FolderSplit:
     remarks = _layout_remarks(folder, title, tops, places) if split == next(iter(tops)) else []
     flat = [entry.path for entry in _scan(tops[split]) if _kind(entry) == IMAGE]
     if flat and not any(inside.images for inside in found.values()):
-        return FolderSplit(tuple(flat), (), (), (*remarks, *_flat_remarks(folder, tops, split)))
+        return Listing(tuple(flat), (), (), (*remarks, *_flat_remarks(folder, tops, split)), tuple(tops))
     if len(names) < 2:
         got = (
             f"one class folder with images ({', '.join(names.values())})" if names else "no class folders with images"
@@ -92,7 +102,7 @@ def list_folder(folder: Path, split: str) -> FolderSplit:
     if left_out:
         remarks.append(f"{title}, {split}: left out {_told(left_out)}")
     paths, labels = zip(*images, strict=True)
-    return FolderSplit(paths, labels, tuple(names[key] for key in keys), tuple(remarks))
+    return Listing(paths, labels, tuple(names[key] for key in keys), tuple(remarks), tuple(tops))
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:

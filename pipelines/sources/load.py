@@ -1,4 +1,4 @@
-"""Stores by name: the phantom, MedMNIST, other ``.npz`` files, folders.
+"""Stores by name: the phantom, MedMNIST, other ``.npz`` files, folders, CSV files.
 
 - "phantom" is drawn from a seed.
 - One of ``medmnist_names()``: its file is looked for in ``root``, else in ``$AMIMV_DATA``, else in MedMNIST's own
@@ -10,27 +10,34 @@
   are those of all splits together, numbered 0..C-1 without a gap; a class may lack images in one split.
 - "folder:PATH" with JPEG, PNG, TIFF, BMP or WebP files in ``PATH/{train,val,test}/CLASS/``, or in ``PATH/CLASS/``,
   which is all "train": see `list_folder`. What is left out of a folder, or looks like a mistake, stands in the log.
+- "csv:FILE" with a row for each image file: see `list_table`.
+
+Data that are all "train" can be cut into splits by ``shares``.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from amimv import InputError, did_you_mean, user_path
 from amimv.pipelines.groups import encode_groups, read_groups
-from amimv.pipelines.images import Images, place_images
+from amimv.pipelines.images import Images, place_images, select_images
 from amimv.pipelines.sources.arrays import check_range
 from amimv.pipelines.sources.labels import check_task, check_task_name, infer_task
-from amimv.pipelines.sources.listing import SPLITS, list_folder
+from amimv.pipelines.sources.listing import SPLITS, Listing, list_folder
 from amimv.pipelines.sources.npz import Arrays, find_file, medmnist_names, read_medmnist, read_own
 from amimv.pipelines.sources.pixels import check_floats
+from amimv.pipelines.splits import split_indices
 from amimv.pipelines.store import ImageStore, checked_device
 
-#: What the name of a data set begins with that is a folder of images.
-FOLDER = "folder:"
+#: What the name of a data set begins with that is a folder of images, or a CSV file with their paths.
+FOLDER, CSV = "folder:", "csv:"
+FILES = (FOLDER, CSV)
 
 _log = logging.getLogger("amimv")
 
@@ -51,6 +58,14 @@ class _Wanted:
     groups: str | None
     value_range: tuple[float, float] | None
     cache: str | Path | None
+    columns: Sequence[str]
+    shares: Sequence[float] | None
+    split_seed: int
+
+    @property
+    def read(self) -> str:
+        """The split that is read; of data that are cut into shares their only one."""
+        return "train" if self.shares else self.split
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -59,6 +74,12 @@ class _Wanted:
             raise InputError(f"channels is {self.channels}, expected 1, 3 or None (what the data has)")
         if self.task:
             check_task_name(self.task)
+        if self.shares and len(self.shares) != len(SPLITS):
+            raise InputError(f"shares are {tuple(self.shares)}, expected one each for {', '.join(SPLITS)}")
+        if self.columns and not self.name.startswith(CSV):
+            raise InputError(
+                f"columns are those of a CSV file, and {self.name} is none: leave them out, or give {CSV}FILE"
+            )
 
 
 def load_store(
@@ -74,13 +95,17 @@ def load_store(
     groups: str | None = None,
     value_range: tuple[float, float] | None = None,
     cache: str | Path | None = None,
+    columns: Sequence[str] = (),
+    shares: Sequence[float] | None = None,
+    split_seed: int = 0,
 ) -> ImageStore:
     """Load one split of a data set onto a device.
 
     Args:
-        name: "phantom", one of ``medmnist_names()``, the path of an ``.npz``, or "folder:PATH": see the module.
+        name: "phantom", one of ``medmnist_names()``, the path of an ``.npz``, "folder:PATH" or "csv:FILE": see the
+            module.
         split: "train", "val" or "test".
-        size: height and width in pixels; by default 28, or whatever an own ``.npz`` has, or 224 for a folder.
+        size: height and width in pixels; by default 28, or whatever an own ``.npz`` has, or 224 for files.
         root: folder of the MedMNIST files.
         device: where batches are wanted.
         channels: 3 repeats grey three times; by default what the data has, and 3 for a folder (1 makes it grey).
@@ -95,13 +120,20 @@ def load_store(
         value_range: the values that become 0 and 1; by default that of ``uint8``, and of ``uint16`` those there are.
         cache: a folder in which a folder's decoded images are kept, in a file that is mapped into memory when the
             same images (by names, sizes and times of change) are loaded again.
+        columns: of a CSV file: which is what, see `list_table`.
+        shares: of train, val and test, their sum 1, to cut data by that are all "train"; see `split_indices`. Groups
+            are kept whole.
+        split_seed: which of the possible splits of these shares.
 
     Raises:
         InputError: for whatever is wrong with the arguments or the file.
     """
     place, values = checked_device(device), check_range(value_range)
-    wanted = _Wanted(str(name), split, size, root, place, channels, seed, task, resident, groups, values, cache)
-    return _from_folder(wanted) if wanted.name.startswith(FOLDER) else _from_arrays(wanted)
+    wanted = _Wanted(
+        *(str(name), split, size, root, place, channels, seed, task, resident, groups, values, cache),
+        *(columns, shares, split_seed),
+    )
+    return _from_files(wanted) if wanted.name.startswith(FILES) else _from_arrays(wanted)
 
 
 def _from_arrays(wanted: _Wanted) -> ImageStore:
@@ -112,13 +144,18 @@ def _from_arrays(wanted: _Wanted) -> ImageStore:
         arrays = read_medmnist(title, w.split, 28 if w.size is None else w.size, w.root)
     elif title.endswith(".npz"):
         path = find_file(title, w.root)
-        arrays, title = read_own(path, w.split, w.size, w.task), Path(title).stem
+        arrays, title = read_own(path, w.read, w.size, w.task), Path(title).stem
     else:
         raise InputError(_unknown_name(title))
+    groups = _groups(arrays, w.groups, path, w.read)
+    if w.shares:
+        own = _share(w, title, arrays, len(arrays.images), groups)
+        arrays = arrays._replace(images=select_images(arrays.images, own), labels=_of(arrays.labels, own))
+        groups = _of(groups, own)
     if arrays.images.is_floating_point():
         check_floats(arrays.images, w.value_range, f"{title}, {w.split}")
     images = place_images(_with_channels(arrays.images, w.channels, title), w.device, w.resident, title)
-    return _store(images, arrays, title, w, _groups(arrays, w.groups, path, w.split))
+    return _store(images, arrays, title, w, groups)
 
 
 def _store(images: Images, known: Arrays, title: str, wanted: _Wanted, groups: Tensor | None) -> ImageStore:
@@ -146,32 +183,78 @@ def _phantom(split: str, seed: int, size: int, device: torch.device) -> Arrays:
     return Arrays(images, labels, tuple(CLASS_NAMES), "multi-class")
 
 
-def _from_folder(wanted: _Wanted) -> ImageStore:
+def _from_files(wanted: _Wanted) -> ImageStore:
     from amimv.pipelines.sources.folder import Folder, hold  # which loads PIL
 
-    w, path, size = wanted, wanted.name.removeprefix(FOLDER), 224 if wanted.size is None else wanted.size
+    w, size = wanted, 224 if wanted.size is None else wanted.size
     if size < 1:
         raise InputError(f"size is {size}, expected at least 1 pixel")
+    found, folder, title = _in_table(w) if w.name.startswith(CSV) else _in_folder(w)
+    names = found.class_names
+    if w.task and not names:
+        raise InputError(f"{title} has no labels, so that task {w.task!r} does not fit: leave it out")
+    labels = torch.tensor(found.labels) if names else None
+    groups = encode_groups(np.array(found.groups), salt=w.read) if found.groups else None
+    if w.groups:
+        groups = _read_groups(w.groups, folder, w.read, len(found.paths), found.paths)
+    for line in found.remarks:
+        _log.warning(line)
+    multi_label = labels is not None and labels.ndim == 2
+    known = Arrays(torch.empty(0), labels, names, infer_task(multi_label, len(names)), splits=found.splits)
+    if w.task:
+        check_task(w.task, multi_label, len(names), title)  # before anything is decoded
+    paths = found.paths
+    if w.shares:
+        own = _share(w, title, known, len(paths), groups)
+        paths = tuple(paths[i] for i in own.tolist())
+        known, groups = known._replace(labels=_of(labels, own)), _of(groups, own)
+    files = Folder(paths, folder, f"{title}, {w.split}", f"{title}-{w.split}-{size}", size, w.channels, w.device)
+    return _store(hold(files, w.resident, user_path(w.cache) if w.cache else None), known, title, w, groups)
+
+
+def _in_folder(wanted: _Wanted) -> tuple[Listing, Path, str]:
+    """The images in a folder, the folder, and its name."""
+    path = wanted.name.removeprefix(FOLDER)
     if not path:
         raise InputError(f"{FOLDER!r} names no folder: expected {FOLDER}PATH with images in PATH/train/CLASS")
     folder = user_path(path)
-    found, title = list_folder(folder, w.split), folder.resolve().name
-    if w.task and not found.class_names:
-        raise InputError(f"{title} has no class folders, so that task {w.task!r} does not fit: leave it out")
-    if w.task:
-        check_task(w.task, False, len(found.class_names), title)
-    groups = _read_groups(w.groups, folder, w.split, len(found.paths), found.paths) if w.groups else None
-    for line in found.remarks:
-        _log.warning(line)
-    where, kept = f"{title}, {w.split}", f"{title}-{w.split}-{size}"
-    images = hold(
-        Folder(found.paths, folder, where, kept, size, w.channels, w.device),
-        w.resident,
-        user_path(w.cache) if w.cache else None,
-    )
-    labels = torch.tensor(found.labels) if found.class_names else None
-    known = Arrays(torch.empty(0), labels, found.class_names, infer_task(False, len(found.class_names)))
-    return _store(images, known, title, w, groups)
+    return list_folder(folder, wanted.read), folder, folder.resolve().name
+
+
+def _in_table(wanted: _Wanted) -> tuple[Listing, Path, str]:
+    """The images in a CSV file, the folder that their paths are relative to, and the file's name."""
+    from amimv.pipelines.sources.csv_file import list_table  # which loads PIL
+
+    w, path = wanted, wanted.name.removeprefix(CSV)
+    if not path:
+        raise InputError(f"{CSV!r} names no file: expected {CSV}FILE with a row for each image")
+    if w.groups and ".csv" not in w.groups:
+        raise InputError(f"groups is {w.groups!r}: of a CSV file, columns name its own (group={w.groups})")
+    file = user_path(path)
+    return list_table(file, w.read, w.columns, w.task), file.parent, file.stem
+
+
+def _share(wanted: _Wanted, title: str, known: Arrays, n: int, groups: Tensor | None) -> Tensor:
+    """Which of ``n`` images are this split's, by its share; says in the log what all splits have.
+
+    Raises:
+        InputError: the data have splits of their own, or cannot be split so.
+    """
+    w, labels = wanted, known.labels
+    assert w.shares
+    if known.splits != ("train",):
+        raise InputError(f"{title} has splits of its own ({', '.join(known.splits)}): leave --split out")
+    by = torch.arange(n) if labels is None and groups is None else groups
+    parts = split_indices(labels, w.shares, by, w.split_seed, None if labels is None else known.class_names)
+    if w.split == SPLITS[0]:
+        counts = ", ".join(f"{len(part)} {name}" for name, part in zip(SPLITS, parts, strict=True))
+        kept = "" if groups is None else f"; {len(groups.unique())} groups, each in one of them"
+        _log.info("%s: split by seed %d into %s images%s", title, w.split_seed, counts, kept)
+    return parts[SPLITS.index(w.split)]
+
+
+def _of(values: Tensor | None, indices: Tensor) -> Tensor | None:
+    return None if values is None else values[indices]
 
 
 def _groups(arrays: Arrays, groups: str | None, path: Path | None, split: str) -> Tensor | None:
@@ -192,10 +275,11 @@ def _read_groups(groups: str, beside: Path | None, split: str, n: int, names: tu
 
 def _unknown_name(name: str) -> str:
     known = ("phantom", *medmnist_names())
-    near = f" (did you mean {FOLDER}{name}?)" if user_path(name).is_dir() else did_you_mean(name, known, " ({})")
+    prefix = FOLDER if user_path(name).is_dir() else CSV if name.endswith(".csv") else ""
+    near = f" (did you mean {prefix}{name}?)" if prefix else did_you_mean(name, known, " ({})")
     return (
         f"unknown data set {name!r}{near}: expected {', '.join(known)}, "
-        f"the path of an .npz file in MedMNIST's layout, or {FOLDER}PATH with images in PATH/train/CLASS"
+        f"the path of an .npz file in MedMNIST's layout, {FOLDER}PATH with images in PATH/train/CLASS, or {CSV}FILE"
     )
 
 

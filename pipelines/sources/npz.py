@@ -18,7 +18,7 @@ from torch import Tensor
 from amimv import InputError, first_line, user_path
 from amimv.pipelines.sources.arrays import check_images
 from amimv.pipelines.sources.labels import MULTI_LABEL, check_range, infer_task, settle_labels
-from amimv.pipelines.sources.listing import SPLITS, NoSplit
+from amimv.pipelines.sources.listing import CUT, SPLITS, NoSplit
 
 #: MedMNIST's sizes, in pixels.
 SIZES = (28, 64, 128, 224)
@@ -27,13 +27,15 @@ _log = logging.getLogger("amimv")
 
 
 class Arrays(NamedTuple):
-    """What a file holds of a split: images ``(N, H, W, C)``, and labels ``int64`` and groups where there are any."""
+    """What a file holds of a split: images ``(N, H, W, C)``, and labels ``int64`` and groups where there are any; and
+    which splits it has."""
 
     images: Tensor
     labels: Tensor | None
     class_names: tuple[str, ...]
     task: str
     groups: np.ndarray | None = None
+    splits: tuple[str, ...] = SPLITS
 
 
 def medmnist_names() -> tuple[str, ...]:
@@ -127,6 +129,7 @@ def read_own(path: Path, split: str, size: int | None, task: str | None) -> Arra
         n = len(every[split]) if split in every else None
         images = _read_images(npz, split, path, n)
         groups = _read_array(npz, f"{split}_groups", path) if f"{split}_groups" in npz.files else None
+        splits = tuple(s for s in SPLITS if f"{s}_images" in npz.files)
     if groups is not None and groups.shape != (len(images),):
         raise InputError(f"{path}: {split}_groups has shape {groups.shape}, expected ({len(images)},)")
     if size not in (None, min(images.shape[1:3])):
@@ -135,14 +138,14 @@ def read_own(path: Path, split: str, size: int | None, task: str | None) -> Arra
     if n is None:
         if task:
             raise InputError(f"{path} has no {split}_labels, so that task {task!r} does not fit: leave it out")
-        return Arrays(images, None, (), "", groups)
+        return Arrays(images, None, (), "", groups, splits)
     settled, n_classes = settle_labels(every, path, task)
     labels = settled[split]
     if labels.ndim < every[split].ndim and split == labelled[0]:
         told = f"they are read as {n_classes} classes (task '{MULTI_LABEL}' keeps them multi-hot)"
         _log.warning("%s: every row of labels has one 1: %s", path, told)
-    names = tuple(map(str, range(n_classes)))
-    return Arrays(images, torch.from_numpy(labels), names, infer_task(labels.ndim == 2, n_classes), groups)
+    names, kind = tuple(map(str, range(n_classes))), infer_task(labels.ndim == 2, n_classes)
+    return Arrays(images, torch.from_numpy(labels), names, kind, groups, splits)
 
 
 @contextmanager
@@ -163,9 +166,10 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 def _read_array(npz: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
     if key not in npz.files:
         found = ", ".join(npz.files) or "nothing"
+        cut = "train_images" in npz.files and not {"val_images", "test_images"} & set(npz.files)
         raise NoSplit(
             f"{path} has no array {key!r}, only {found}: expected MedMNIST's layout "
-            "(train_images, train_labels, val_images, ...)"
+            f"(train_images, train_labels, val_images, ...){f', or {CUT}' if cut else ''}"
         )
     try:
         array = npz[key]

@@ -190,7 +190,7 @@ def test_images_in_the_folder_itself_are_an_unlabelled_training_set(
     assert unlabelled(part)
     assert np.array_equal(stored(part), expected[[2, 0]])
     refused("has no split 'val'", f"folder:{top}", "val", size=12)
-    refused("scans has no class folders, so that task 'multi-class' does not fit", f"folder:{top}", task="multi-class")
+    refused("scans has no labels, so that task 'multi-class' does not fit", f"folder:{top}", task="multi-class")
     for resident in (True, False):
         window = load_store(f"folder:{top}", size=12, value_range=(50, 90), resident=resident)
         assert np.array_equal(stored(window), expected)
