@@ -56,12 +56,6 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    # macOS and Windows bind no process to some of its cores.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe_os_error(error: OSError) -> str:
     """Which file, and what is wrong with it, in one line."""
     reason = error.strerror or first_line(error)

@@ -18,9 +18,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from amimv import InputError, check_choice, first_line, run_command, usable_cores, user_path
+from amimv import InputError, check_choice, first_line, run_command, user_path
 from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.views import render_views
+from amimv.threads import usable_cores
 from amimv.tools.throughput.measure import Rates, measure, threads, waiter
 from amimv.tools.throughput.scaling import draw_scaling, measure_memory, measure_scaling, repeated
 from amimv.tools.throughput.stages import break_down, compare_views, write_trace

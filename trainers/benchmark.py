@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from amimv import InputError, check_choice, run_command, user_path
 from amimv.files import locked
+from amimv.threads import decide, idle_cores, usable_cores, users_own
 from amimv.trainers.build import build_training
 from amimv.trainers.launch import asked, make_accelerator
 from amimv.trainers.loop import train_step
@@ -84,14 +85,14 @@ def is_done(folder: Path) -> bool:
     return results.is_file() and results.stat().st_size > 0
 
 
-def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_checkpoints: bool = False) -> str:
+def run_cell(flags: list[str], output: Path, run: str, workers: int = 1, keep_checkpoints: bool = False) -> str:
     """Run one cell in a process of its own, unless it is done, and wait for one that runs already.
 
     Args:
         flags: of ``pretrain.py``, without output, name and resume.
         output: the study's folder; ``logs/`` and ``failed/`` of it are written, too.
         run: name of the run folder.
-        threads: of the process, if it runs on a CPU; 0: all.
+        workers: how many such processes share the cores.
         keep_checkpoints: of a run that is done.
 
     Returns:
@@ -111,7 +112,7 @@ def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_ch
             begun = file.tell()
             # The lock is the run's, too: it may outlive this process.
             process = subprocess.run(
-                command, stdout=file, stderr=file, env=_environment(threads), pass_fds=(lock,), check=False
+                command, stdout=file, stderr=file, env=_environment(workers), pass_fds=(lock,), check=False
             )
             status = process.returncode
         if is_done(output / run):
@@ -125,10 +126,10 @@ def run_cell(flags: list[str], output: Path, run: str, threads: int = 0, keep_ch
         return failure.read_text().strip()
 
 
-def _environment(threads: int) -> dict[str, str]:
-    # Threads that spin while they wait take the cores from the other cells.
-    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"} if threads else {}
-    return {**os.environ, **own}
+def _environment(workers: int) -> dict[str, str]:
+    """Of a cell's process, which chooses for itself how its threads wait, unless it has others beside it."""
+    own = users_own(os.environ)
+    return own if workers == 1 else own | decide(own, usable_cores(physical=True), idle_cores, workers)[0]
 
 
 def _last_line(log: Path, begun: int) -> str:
@@ -173,8 +174,8 @@ def own_shard(cells: list[Cell], shard: str) -> list[Cell]:
 def run_all(settings: BenchmarkSettings, cells: list[Cell], output: Path) -> list[str]:
     """Run the cells, several at a time; what came of each, as it comes in."""
     shared = settings.workers > 1 and not settings.cluster and not torch.cuda.is_available()
-    threads = max(1, (os.cpu_count() or 1) // settings.workers) if shared else 0
-    work = [(cell.flags(), output, cell.run, threads, settings.keep_checkpoints) for cell in cells]
+    workers = settings.workers if shared else 1
+    work = [(cell.flags(), output, cell.run, workers, settings.keep_checkpoints) for cell in cells]
     jobs: dict[Any, Cell] = {}
     if settings.cluster:
         executor = _cluster(settings, output)

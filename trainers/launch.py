@@ -5,7 +5,6 @@ refused by name; docs/launching.md has the table.
 """
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -20,15 +19,14 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-from amimv import InputError, first_line, usable_cores, user_path
+from amimv import InputError, first_line, user_path
 from amimv.signals import EXIT_INTERRUPTED, interruption, rank_of
+from amimv.threads import LAUNCHED
 from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
 T = TypeVar("T")
 
-#: ``accelerate launch`` always sets it.
-LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"
 #: What asks for a training that this is not.
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -148,19 +146,9 @@ def make_accelerator(settings: PretrainSettings, folder: Path, cpu: bool = False
         )
     if s.tracker and not accelerator.log_with:
         raise InputError(f"tracker '{s.tracker}' is not installed: pip install {s.tracker}, or leave it out")
-    alone = accelerator.num_processes == 1 and device.type == "cpu"
-    if threads := s.threads or (spare_cores(os.environ) if alone else 0):
-        torch.set_num_threads(threads)
+    if s.threads:
+        torch.set_num_threads(s.threads)
     return accelerator
-
-
-def spare_cores(environment: Mapping[str, str]) -> int:
-    """How many cores a process may use that ``accelerate launch`` gave one thread, without being asked to.
-
-    Returns:
-        0 where it was started otherwise, or with more threads: then torch's own number is right.
-    """
-    return usable_cores() if LAUNCHED in environment and environment.get("OMP_NUM_THREADS") == "1" else 0
 
 
 def agree(accelerator: Accelerator, values: list[Any], source: int = 0) -> list[Any]:

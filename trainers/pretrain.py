@@ -26,9 +26,13 @@ from amimv.signals import (
     is_command,
     rank_of,
 )
+from amimv.threads import choose_threads
 
 if is_command(__name__):
     guard_imports(RESUME)
+    THREADS = choose_threads()
+else:
+    THREADS = ""
 
 from amimv import EXIT_BAD_INPUT, EXIT_IO, InputError, describe_os_error
 from amimv.trainers.settings import PretrainSettings, resolve
@@ -178,6 +182,8 @@ def main() -> None:
         settings, sources = resolve(prog="pretrain.py")
     except (InputError, OSError) as error:
         refuse(error)
+    if THREADS:
+        logger.info(THREADS)
     from torch import distributed
 
     from amimv.trainers.launch import run_ranked

@@ -141,8 +141,8 @@ class PretrainSettings:
     sync_bn: bool = False
     """BatchNorm statistics over all processes (CUDA)"""
     threads: int = 0
-    """of each process on the CPU; 0: what OMP_NUM_THREADS says, else all cores, and all cores for the one process of
-    accelerate launch, which says 1 to whatever it starts"""
+    """of each process on the CPU; 0: what OMP_NUM_THREADS says, else its share of the cores that it may use; the 1
+    that accelerate launch gives to whatever it starts does not count"""
     seed: int = 0
     """of the weights and of everything drawn in training: any 64-bit integer"""
 

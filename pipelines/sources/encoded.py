@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amimv import InputError, first_line, usable_cores
+from amimv import InputError, first_line
 from amimv.pipelines.images import Parts, on_the_host
 from amimv.pipelines.sources.dicom import is_dicom
 from amimv.pipelines.sources.image_files import LOOKED_AT, check_depth, check_header, read_header, rewrite
+from amimv.threads import local_processes, usable_cores
 
 #: Batches that are read and decoded before they are asked for.
 AHEAD = 2
@@ -226,8 +227,8 @@ def _build_engine(device: torch.device) -> _Engine:
 
 
 def _share_of_cores() -> int:
-    """This process's share of the cores it may run on; torchrun says how many processes there are."""
-    share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    """This process's share of the cores it may run on; its launcher says how many processes there are."""
+    share = usable_cores() // local_processes(os.environ)
     return min(max(share, 1), CHUNK)
 
 

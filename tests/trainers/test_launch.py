@@ -21,7 +21,6 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-import amimv
 from amimv import InputError, signals
 from amimv.trainers import benchmark, evaluate, launch, pretrain
 from amimv.trainers.journal import Journal, first_not_finite
@@ -375,15 +374,6 @@ def test_a_study_passes_a_signal_on_to_its_cells() -> None:
 
 
 # Other systems, other terminals
-
-
-def test_cores_where_processes_are_bound_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    if hasattr(os, "sched_getaffinity"):
-        assert amimv.usable_cores() == len(os.sched_getaffinity(0))
-        monkeypatch.delattr(os, "sched_getaffinity")
-    assert amimv.usable_cores() == os.cpu_count()
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert amimv.usable_cores() == 1
 
 
 def test_a_run_where_linux_is_missing(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from amimv import InputError, usable_cores
+from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone
 from amimv.models.methods import METHODS
 from amimv.models.methods.base import Encoder
 from amimv.pipelines import SAMPLERS, PairBatch, PairLoader, get_recipe, load_store
+from amimv.threads import usable_cores
 from amimv.trainers import build, loop
 from amimv.trainers import pretrain as module
 from amimv.trainers.build import Training
@@ -690,7 +691,7 @@ def test_two_processes_refuse_a_batch_that_they_cannot_share(tiny_npz: Path, tmp
 @pytest.mark.parametrize(
     ("omp", "flags", "threads"),
     [
-        ("", (), usable_cores()),
+        ("", (), usable_cores(physical=True)),
         pytest.param("", ("--threads", "1"), 1, marks=pytest.mark.slow),
         pytest.param("2", ("--threads", "1"), 1, marks=pytest.mark.slow),
     ],
