@@ -39,6 +39,7 @@ class ImageStore:
             validation and test images are normalised with those of the training store.
         value_range: what stored values become 0 and 1, for validation and test images that of the training store,
             too; None: the range of ``uint8``, or floats as they are.
+        left_out: files of this split that could not be decoded, where they were to be skipped.
     """
 
     images: Images = field(repr=False)
@@ -52,6 +53,7 @@ class ImageStore:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: tuple[float, float] | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def build(

@@ -250,6 +250,22 @@ def _read_file(path: str) -> np.ndarray:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def can_decode(paths: tuple[str, ...], device: torch.device) -> bool:
+    """Whether all of these files, a few, can be read and decoded, all of them as 8 bits or all as 16.
+
+    Raises:
+        InputError: DALI is not installed.
+    """
+    _dali()
+    for dtype in (torch.uint8, torch.uint16):
+        try:
+            EncodedImages(paths, 8, 3, device, dtype).gather(torch.arange(len(paths)))
+        except InputError:
+            continue
+        return True
+    return False
+
+
 def inspect_files(paths: tuple[str, ...], title: str) -> tuple[torch.dtype, int, list[str]]:
     """Look at the headers of an evenly spaced sample of at most ``LOOKED_AT`` image files.
 

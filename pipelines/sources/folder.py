@@ -3,17 +3,20 @@
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from amimv import InputError
 from amimv.pipelines.images import RESIDENT_SHARE, HostImages, Images, ResidentImages
 from amimv.pipelines.sources.cache import Cached, Decoded, cached, fingerprint
-from amimv.pipelines.sources.encoded import EncodedImages, inspect_files
+from amimv.pipelines.sources.encoded import CHUNK, EncodedImages, can_decode, inspect_files
+from amimv.pipelines.sources.labels import shortened
 from amimv.signals import rank_of
 
 #: Share of the host's free memory that decoded images may take, all processes of this machine together.
@@ -50,6 +53,10 @@ class Folder:
     channels: int | None
     device: torch.device
 
+    def only(self, indices: Tensor) -> "Folder":
+        """The files ``indices``, ``(M,)`` ``int64``."""
+        return replace(self, paths=tuple(self.paths[i] for i in indices.tolist()))
+
     def encoded(self) -> tuple[EncodedImages, list[str]]:
         """The images in their files, and remarks on them."""
         dtype, channels, remarks = inspect_files(self.paths, self.title)
@@ -85,13 +92,43 @@ def hold(folder: Folder, resident: bool | None, cache: Path | None) -> Images:
     return ResidentImages(tensor, folder.paths) if on_device else HostImages(tensor, folder.device, folder.paths)
 
 
+def find_damaged(folder: Folder) -> tuple[Tensor, tuple[str, ...]]:
+    """Try every file, in parts as large as are decoded at once.
+
+    Returns:
+        Which can be read and decoded, ``(M,)`` sorted ``int64``, and the names of the others, which the log lists.
+
+    Raises:
+        InputError: none can.
+    """
+    n, bad = len(folder.paths), list[int]()
+    with _bar(n, f"checking {folder.title}") as bar:
+        for part in torch.arange(n).split(CHUNK):
+            if not can_decode(folder.only(part).paths, folder.device):
+                bad += [i for i in part.tolist() if not can_decode((folder.paths[i],), folder.device)]
+            bar.update(len(part))
+    names = tuple(os.path.relpath(folder.paths[i], folder.folder) for i in bad)
+    if len(bad) == n:
+        raise InputError(f"{folder.title}: none of {n} files can be decoded ({shortened(names, 3)}): are they images?")
+    if bad:
+        told = shortened(names)
+        _log.warning("%s: left out %d of %d files, which cannot be decoded: %s", folder.title, len(bad), n, told)
+    else:
+        _log.info("%s: all %d files can be decoded", folder.title, n)
+    return torch.tensor(sorted(set(range(n)) - set(bad))), names
+
+
+def _bar(n: int, what: str) -> "tqdm[Any]":
+    """On a terminal, if the images are many; it looks for a terminal itself if `disable` is None."""
+    quiet = None if n > MANY and rank_of(os.environ) == 0 else True
+    return tqdm(total=n, desc=what, unit="image", leave=False, disable=quiet)
+
+
 def decode(images: EncodedImages, title: str) -> Iterator[Tensor]:
     """All images in order, in parts; with a bar on a terminal if they are many."""
     n = len(images.paths)
     _log.info("%s: decoding %d images once, %.2f GiB", title, n, images.nbytes / 2**30)
-    # The bar looks for a terminal itself if `disable` is None.
-    quiet = None if n > MANY and rank_of(os.environ) == 0 else True
-    with tqdm(total=n, desc=f"decoding {title}", unit="image", leave=False, disable=quiet) as bar:
+    with _bar(n, f"decoding {title}") as bar:
         for part in images.stream(torch.arange(n).split(PART)):
             yield part
             bar.update(len(part))

@@ -17,7 +17,7 @@ Data that are all "train" can be cut into splits by ``shares``.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,7 @@ class _Wanted:
     columns: Sequence[str]
     shares: Sequence[float] | None
     split_seed: int
+    skip_damaged: bool
 
     @property
     def read(self) -> str:
@@ -98,6 +99,7 @@ def load_store(
     columns: Sequence[str] = (),
     shares: Sequence[float] | None = None,
     split_seed: int = 0,
+    skip_damaged: bool = False,
 ) -> ImageStore:
     """Load one split of a data set onto a device.
 
@@ -124,6 +126,8 @@ def load_store(
         shares: of train, val and test, their sum 1, to cut data by that are all "train"; see `split_indices`. Groups
             are kept whole.
         split_seed: which of the possible splits of these shares.
+        skip_damaged: of files: try to decode every one first, and leave out those that cannot be; the log lists them.
+            By default a damaged file stops whoever comes to it.
 
     Raises:
         InputError: for whatever is wrong with the arguments or the file.
@@ -131,7 +135,7 @@ def load_store(
     place, values = checked_device(device), check_range(value_range)
     wanted = _Wanted(
         *(str(name), split, size, root, place, channels, seed, task, resident, groups, values, cache),
-        *(columns, shares, split_seed),
+        *(columns, shares, split_seed, skip_damaged),
     )
     return _from_files(wanted) if wanted.name.startswith(FILES) else _from_arrays(wanted)
 
@@ -184,7 +188,7 @@ def _phantom(split: str, seed: int, size: int, device: torch.device) -> Arrays:
 
 
 def _from_files(wanted: _Wanted) -> ImageStore:
-    from amimv.pipelines.sources.folder import Folder, hold  # which loads PIL
+    from amimv.pipelines.sources.folder import Folder, find_damaged, hold  # which loads PIL
 
     w, size = wanted, 224 if wanted.size is None else wanted.size
     if size < 1:
@@ -203,13 +207,16 @@ def _from_files(wanted: _Wanted) -> ImageStore:
     known = Arrays(torch.empty(0), labels, names, infer_task(multi_label, len(names)), splits=found.splits)
     if w.task:
         check_task(w.task, multi_label, len(names), title)  # before anything is decoded
-    paths = found.paths
+    files = Folder(found.paths, folder, f"{title}, {w.split}", f"{title}-{w.split}-{size}", size, w.channels, w.device)
     if w.shares:
-        own = _share(w, title, known, len(paths), groups)
-        paths = tuple(paths[i] for i in own.tolist())
-        known, groups = known._replace(labels=_of(labels, own)), _of(groups, own)
-    files = Folder(paths, folder, f"{title}, {w.split}", f"{title}-{w.split}-{size}", size, w.channels, w.device)
-    return _store(hold(files, w.resident, user_path(w.cache) if w.cache else None), known, title, w, groups)
+        own = _share(w, title, known, len(files.paths), groups)
+        files, known, groups = files.only(own), known._replace(labels=_of(known.labels, own)), _of(groups, own)
+    left_out: tuple[str, ...] = ()
+    if w.skip_damaged:
+        own, left_out = find_damaged(files)
+        files, known, groups = files.only(own), known._replace(labels=_of(known.labels, own)), _of(groups, own)
+    images = hold(files, w.resident, user_path(w.cache) if w.cache else None)
+    return replace(_store(images, known, title, w, groups), left_out=left_out)
 
 
 def _in_folder(wanted: _Wanted) -> tuple[Listing, Path, str]:
