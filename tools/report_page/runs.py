@@ -203,10 +203,10 @@ def _add_run(study: Study, folder: Folder, plan: list[dict[str, str]]) -> list[p
     except Exception as error:  # of any kind: somebody's folder is not to cost the others their report
         study.left_out.append((str(folder), _reason(folder, error)))
         return []
-    environment = _read_environment(folder)
+    environment = read_environment(folder)
     taken = sum(run.folder.name == folder.name for run in study.runs.values())
     anchor = f"run-{folder.name}" + (f"-{taken + 1}" if taken else "")
-    command = plan[0]["command"] if plan else _command(environment)
+    command = plan[0]["command"] if plan else command_of(environment)
     study.lines[anchor] = len(results)
     study.runs[anchor] = Run(folder, anchor, config, text, environment, command)
     baseline = results["features"] != "pretrained"
@@ -290,7 +290,7 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def _read_environment(folder: Folder) -> dict[str, Any]:
+def read_environment(folder: Folder) -> dict[str, Any]:
     try:
         content = json.loads((folder / "environment.json").read_text())
     except (OSError, ValueError):
@@ -298,7 +298,7 @@ def _read_environment(folder: Folder) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _command(environment: Mapping[str, Any]) -> str:
+def command_of(environment: Mapping[str, Any]) -> str:
     words = environment.get("command")
     words = words if isinstance(words, list) else []
     return shlex.join(["python", f"trainers/{words[0]}", *map(str, words[1:])]) if words else ""
