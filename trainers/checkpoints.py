@@ -115,13 +115,14 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
-    def cut(self, step: int) -> None:
-        """Drop the lines after ``step``, and a torn last line, atomically."""
+    def cut(self, step: int) -> int:
+        """Drop the lines after ``step``, and a torn last line, atomically; the last step that there was, or 0."""
         if not self.path.exists():
-            return
-        kept = [line for line, row in self._rows() if row["step"] <= step]
+            return 0
+        rows = self._rows()
         with replacing(self.path) as file:
-            file.writelines(kept)
+            file.writelines(line for line, row in rows if row["step"] <= step)
+        return rows[-1][1]["step"] if rows else 0
 
     def read(self) -> list[dict[str, Any]]:
         return [row for _, row in self._rows()]

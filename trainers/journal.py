@@ -65,6 +65,7 @@ class Journal:
         views_per_step: over all processes.
         tracked: whether Accelerate's tracker is told, too.
         unread: steps whose values are still on the device.
+        told: the last step that was written before, by a start that was killed; a tracker is not told it twice.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Journal:
     views_per_step: int
     tracked: bool = False
     unread: list[Step] = field(default_factory=list)
+    told: int = 0
     progress: Any = field(default_factory=lambda: tqdm(disable=True))
     read_at: float = field(default_factory=time.perf_counter)
     said_at: float = field(default_factory=time.perf_counter)
@@ -86,7 +88,7 @@ class Journal:
         hidden = not self.accelerator.is_main_process or not sys.stderr.isatty()
         self.progress = tqdm(total=self.total_steps, initial=step, unit="step", disable=hidden, mininterval=1.0)
         if self.accelerator.is_main_process:
-            self.metrics.cut(step)
+            self.told = self.metrics.cut(step)
             self.timings.cut(step)
         self.read_at = time.perf_counter()
         with self.progress:
@@ -125,7 +127,8 @@ class Journal:
         self.metrics.append(rows)
         if self.tracked:
             for row in rows:
-                self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+                if row["step"] > self.told:
+                    self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     def say(self, step: int, text: str) -> None:
         """Behind the bar; where there is none, for there is no terminal, in a line each half minute or so."""

@@ -75,6 +75,7 @@ def pretrain_in(
     from amimv.trainers.launch import on_main
     from amimv.trainers.loop import restore, train
     from amimv.trainers.start import log_start, tie_to_data
+    from amimv.trainers.trackers import tracking
 
     started = time.perf_counter()
     training = build_training(settings, accelerator)
@@ -90,9 +91,8 @@ def pretrain_in(
         restore(training, folder)
     if accelerator.is_main_process:
         log_start(training, folder)
-    if settings.tracker:
-        accelerator.init_trackers("amimv", config={k: str(v) for k, v in vars(settings).items()})
-    train(training, journal)
+    with tracking(accelerator, settings, folder, again):
+        train(training, journal)
     if accelerator.is_main_process:
         finish(training, journal)
         logger.info("finished in %.0f s: %s", time.perf_counter() - started, folder)

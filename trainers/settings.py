@@ -165,7 +165,7 @@ class PretrainSettings:
     baselines: str = "yes"
     """evaluate raw pixels, random initialisation and the supervised reference: yes, no, or only (no pre-training)"""
     tracker: str = ""
-    """an Accelerate tracker, such as tensorboard or wandb"""
+    """of Accelerate: tensorboard, wandb, mlflow, trackio, ...; a resumed run goes on in the same run of these four"""
     output: str = "runs"
     """folder of the run folders"""
     name: str = ""
