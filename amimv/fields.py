@@ -2,12 +2,24 @@
 
 import dataclasses
 import math
-from typing import Any
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from amimv import InputError, check_choice, shown
 
-#: The largest whole number that is no seed.
-MOST = 2**31 - 1
+Field = dataclasses.Field[Any]
+#: The largest whole number that is no seed; the range of a seed is any 64-bit integer, as PyTorch takes it.
+MOST, SEED = 2**31 - 1, (-(2**63), 2**63 - 1)
+#: What depends on a setting: the training and all after it, the evaluation alone, or no result at all.
+TRAINING, EVALUATION, NOTHING = "training", "evaluation", "nothing"
+
+
+class Idle(NamedTuple):
+    """Why a setting does nothing, and when; ``{}`` in the reason is filled from the settings."""
+
+    reason: str
+    when: Callable[[Any], bool]
 
 
 def setting(
@@ -19,44 +31,82 @@ def setting(
     above: bool = False,
     choices: tuple[str, ...] = (),
     called: str = "",
+    check: Callable[[Any], object] | None = None,
+    touches: str = TRAINING,
     roles: tuple[str, ...] = (),
+    idle: Idle | None = None,
 ) -> Any:
     """A field of a settings class, with all that is known about it in ``metadata``.
 
     Args:
-        default: the value; None where it may be left unset.
+        default: the value; None where it may be left unset; a pair (smallest, largest), each of which is in the range.
         text: for ``--help`` and the documentation.
         low, high: the range of a number, ends included; ``above``: without the lower end.
         choices: of a setting with a closed list of values.
         called: what a message calls it, if not by its name.
-        roles: what depends on it, in words that the class's users agree on.
+        check: raises an `InputError` for other bad values, in place of the range.
+        touches: ``TRAINING``, ``EVALUATION`` or ``NOTHING``: what depends on it.
+        roles: what else it is, in words that the class's users agree on.
+        idle: when it does nothing beside the other settings.
     """
     metadata = {"help": text, "low": low, "high": high, "above": above, "choices": choices, "called": called}
-    return dataclasses.field(default=default, metadata=metadata | {"roles": roles})
+    metadata |= {"check": check, "touches": touches, "roles": roles, "idle": idle}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_number(name: str, value: int | float, low: float, high: float, above: bool = False) -> None:
-    """Raise an `InputError` for a number outside a range, or one that is none (NaN, infinite)."""
-    if isinstance(value, int):
-        most = MOST if high == math.inf else int(high)
-        if value < low:
-            raise InputError(f"{name} is {shown(value)}, expected at least {int(low)}")
-        if value > most:
-            raise InputError(f"{name} is {shown(value)}, expected at most {most}")
-    elif not ((low < value if above else low <= value) and value <= high):
-        least = f"more than {low:g}" if above else f"at least {low:g}"
-        ends = "a number" if low == -math.inf else least if high == math.inf else f"{low:g} to {high:g}"
-        raise InputError(f"{name} is {value}, expected {ends}")
-    elif math.isinf(value):
-        raise InputError(f"{name} is {value}, expected a number")
+def may_be_unset(field: Field) -> bool:
+    """Whether None is one of its values, and means that it is unset."""
+    return "None" in str(field.type)
 
 
-def check_setting(field: "dataclasses.Field[Any]", value: Any) -> None:
-    """Raise an `InputError` for a value that is none of the field's choices, or out of its range; None is unset."""
+def check_setting(field: Field, value: Any) -> None:
+    """Raise an `InputError` for a value that is none of the field's choices, or out of its range."""
     about = field.metadata
-    if value is None:
+    if value is None and may_be_unset(field):
         return
     if about["choices"]:
         check_choice(about["called"] or field.name, str(value), about["choices"])
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        check_number(field.name, value, about["low"], about["high"], about["above"])
+    if about["check"]:
+        about["check"](value)
+    elif isinstance(value, int | float | tuple) and not isinstance(value, bool) and not about["choices"]:
+        check_numbers(field, value)
+    if isinstance(value, str):
+        _check_text(field.name, value)
+
+
+def check_numbers(field: Field, value: Any) -> None:
+    """Raise an `InputError` for a number outside the field's range, or one that is none (NaN, infinite); for a field
+    with a pair as its default, unless both are in the range, the smaller one first.
+    """
+    low, high, above = (field.metadata[name] for name in ("low", "high", "above"))
+    pair = isinstance(field.default, tuple)
+    whole = isinstance(field.default, int) or (field.default is None and isinstance(value, int))
+    high = MOST if whole and high == math.inf else high
+    values = value if isinstance(value, tuple) else (value,)
+    shaped = isinstance(value, tuple) == pair and len(values) == 1 + pair
+    if shaped and all(isinstance(v, int | float) and -math.inf < v < math.inf for v in values):
+        if all((low < v if above else low <= v) and v <= high for v in values) and list(values) == sorted(values):
+            return
+        ends = f"at most {high}" if whole and values[0] > high else describe_range(field.metadata)
+    else:
+        ends = "a number" if math.inf in values or -math.inf in values else describe_range(field.metadata)
+    raise InputError(f"{field.name} is {shown(value)}, expected {'(smallest, largest), each ' * pair}{ends}")
+
+
+def describe_range(about: Mapping[str, Any]) -> str:
+    """The range of a number, in words."""
+    low, high = about["low"], about["high"]
+    if high < math.inf and not about["above"]:
+        return f"{low:g} to {high:g}"
+    if low == -math.inf:
+        return "a number"
+    return (f"more than {low:g}" if about["above"] else f"at least {low:g}") + f" and at most {high:g}" * (
+        high < math.inf
+    )
+
+
+def _check_text(name: str, value: str) -> None:
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+        raise InputError(f"{name} is {shown(value)}, expected text without line breaks and other controls")
+    if not value:
+        raise InputError(f"{name} is empty: give one, or leave it out")

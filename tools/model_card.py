@@ -15,8 +15,9 @@ from amimv.tools.report import split_parts, to_frame
 from amimv.tools.report_page.runs import Study, command_of, read_environment, read_study
 from amimv.tools.report_page.tables import Table, describe_subset, difference_table, main_table
 from amimv.trainers.checkpoints import JsonLines
+from amimv.trainers.layers import from_yaml
 from amimv.trainers.run_folder import PACKAGES
-from amimv.trainers.settings import PretrainSettings, from_yaml
+from amimv.trainers.settings import PretrainSettings
 
 #: Columns of the report's table that a single run does without.
 LEFT_OUT = ("validation: ", "seeds")
@@ -69,7 +70,7 @@ def _about_data(settings: PretrainSettings, environment: Mapping[str, Any], stud
     counts, ratio = environment.get("training_counts") or [], environment.get("realised_ratio")
     row = {"profile": "indices" if settings.indices else settings.profile, "rho": settings.rho}
     images = environment.get("training_images")
-    row["total"] = images if settings.indices else settings.total
+    row["total"] = images if settings.indices else settings.total or 0
     return {
         "data": study.rows["data"].iloc[0].removesuffix(" (synthetic)") if study else settings.data,
         "synthetic": settings.data == "phantom",

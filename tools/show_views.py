@@ -16,7 +16,7 @@ from amimv.pipelines import PairBatch, PairLoader, Recipe, ViewPolicy, load_stor
 from amimv.pipelines.recipes import LETTERS
 from amimv.trainers.build import make_recipe
 from amimv.trainers.data import describe_data
-from amimv.trainers.settings import resolve
+from amimv.trainers.layers import resolve
 
 
 @dataclass(frozen=True)

@@ -273,7 +273,7 @@ def estimate(cells: list[Cell]) -> list[float | str]:
 
 def measure_rate(settings: PretrainSettings) -> Measured | str:
     """A few training steps; or why there can be none."""
-    settings = replace(settings, knn_every=0, tracker="", baselines="no")
+    settings = replace(settings, knn_every=0, tracker=None, baselines="no")
     AcceleratorState._reset_state()  # each cell has a process of its own; here they take turns with their precision
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from amimv import InputError, check_choice, first_line
@@ -17,9 +17,9 @@ from amimv.models.methods import METHODS
 from amimv.models.methods.base import Encoder, Method
 from amimv.pipelines import ImageStore, PairLoader, Recipe, get_recipe
 from amimv.pipelines.recipes import LOCAL_AREA
-from amimv.trainers.checks import LARS
 from amimv.trainers.data import HeldOut, Subset, backbone_spec, load_held_out, load_training_subset
 from amimv.trainers.launch import main_first
+from amimv.trainers.optimizers import optimizers
 from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
@@ -81,7 +81,7 @@ def make_recipe(settings: PretrainSettings, size: int = 28) -> Recipe:
 def make_optimizer(settings: PretrainSettings, network: Encoder) -> torch.optim.Optimizer:
     """timm's optimiser of that name; biases and norms are neither decayed nor, by LARS, adapted."""
     s = settings
-    check_choice("optimizer", s.optimizer, list_optimizers())
+    check_choice("optimizer", s.optimizer, optimizers())
     try:
         optimizer = create_optimizer_v2(
             network,
@@ -89,7 +89,7 @@ def make_optimizer(settings: PretrainSettings, network: Encoder) -> torch.optim.
             lr=s.lr * (s.batch_size / s.lr_batch if s.lr_batch else 1.0),
             weight_decay=s.weight_decay,
             momentum=s.optimizer_momentum,
-            **({"trust_coeff": s.trust_coefficient} if s.optimizer in LARS else {}),
+            **({"trust_coeff": s.trust_coefficient} if optimizers()[s.optimizer].lars else {}),
         )
     except (AssertionError, ImportError, ValueError) as error:  # some need a GPU or a package
         raise InputError(f"optimizer {s.optimizer} cannot be used here: {first_line(error)}") from error
@@ -130,7 +130,7 @@ def build_loader(settings: PretrainSettings, store: ImageStore, accelerator: Acc
         # On a CPU compiled views are slower; DALI's operators are compiled already.
         compile=s.compile and accelerator.device.type == "cuda" and s.backend == "kornia",
     )
-    epochs = math.ceil(s.steps / loader.steps_per_epoch) if s.steps else s.epochs
+    epochs = math.ceil(s.steps / loader.steps_per_epoch) if s.steps else s.epochs or 0
     loader.sampler.epochs = epochs
     if "cluster-balanced" in (s.sampler, s.partner) and epochs <= s.cluster_every:
         logger.warning(
@@ -163,5 +163,5 @@ def build_training(settings: PretrainSettings, accelerator: Accelerator) -> Trai
         for network in method.children():
             network.compile()
     online, optimizer = accelerator.prepare(method.online, optimizer)
-    total_steps = s.steps or s.epochs * loader.steps_per_epoch
+    total_steps = s.steps or (s.epochs or 0) * loader.steps_per_epoch
     return Training(s, accelerator, subset, held_out, spec, loader, method, online, optimizer, total_steps)

@@ -9,6 +9,7 @@ from amimv import InputError
 from amimv.models.backbones import BackboneSpec
 from amimv.pipelines import ImageStore, label_fraction, load_indices, load_store, long_tail, realised_ratio
 from amimv.pipelines.sources.listing import NoSplit
+from amimv.trainers.conditions import is_natural
 from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
@@ -75,29 +76,28 @@ def load_split(settings: PretrainSettings, split: str, device: torch.device | st
     return load_store(
         s.data,
         split=split,
-        size=s.size or None,
-        root=s.root or None,
+        size=s.size,
+        root=s.root,
         device=device,
-        channels=s.channels or None,
+        channels=s.channels,
         seed=s.data_seed,
-        task=s.task or None,
-        groups=s.groups or None,
+        task=s.task,
+        groups=s.groups,
         value_range=s.value_range,
         resident=False if waits else None,
-        cache=s.cache or None,
+        cache=s.cache,
     )
 
 
 def subset_indices(settings: PretrainSettings, store: ImageStore) -> torch.Tensor:
     """Which images of the published training split the run's long tail (or its saved indices) keeps."""
     s = settings
-    natural = s.profile == "natural" or (s.profile == "exp" and s.rho == 1)
     if s.indices:
         return load_indices(s.indices, len(store)).to(store.device)
-    if natural and not s.total:  # as published: also where a class has no image, or an image several labels
+    if is_natural(s):  # as published: also where a class has no image, or an image several labels
         return torch.arange(len(store), device=store.device)
     labels = store.known_labels("a long tail")
-    return long_tail(labels, s.rho, s.profile, s.data_seed, s.total or None, store.n_classes)
+    return long_tail(labels, s.rho, s.profile, s.data_seed, s.total, store.n_classes)
 
 
 def load_training_subset(settings: PretrainSettings, device: torch.device | str) -> Subset:

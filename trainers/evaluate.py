@@ -13,11 +13,12 @@ import torch
 import tyro
 
 from amimv import InputError, run_command, user_path
+from amimv.trainers.checks import check
 from amimv.trainers.data import Splits, load_held_out, load_training_subset
 from amimv.trainers.evaluation.run import evaluate_run
 from amimv.trainers.identity import check_data, identify_all
+from amimv.trainers.layers import from_yaml
 from amimv.trainers.run_folder import lock_run
-from amimv.trainers.settings import check, from_yaml
 
 logger = logging.getLogger("amimv")
 

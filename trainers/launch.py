@@ -134,7 +134,7 @@ def make_accelerator(settings: PretrainSettings, folder: Path, cpu: bool = False
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loss is divided already
             dynamo_backend="no",  # the networks are compiled already
-            log_with=s.tracker or None,
+            log_with=s.tracker,
             project_dir=str(folder),
         )
     except (ValueError, ImportError, RuntimeError) as error:

@@ -35,7 +35,8 @@ else:
     THREADS = ""
 
 from amimv import EXIT_BAD_INPUT, EXIT_IO, InputError, describe_os_error
-from amimv.trainers.settings import PretrainSettings, resolve
+from amimv.trainers.layers import resolve
+from amimv.trainers.settings import PretrainSettings
 
 if TYPE_CHECKING:
     import torch

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from amimv import InputError, __version__, user_path
+from amimv.fields import EVALUATION, NOTHING
 from amimv.files import locked, replacing
 from amimv.pipelines import save_indices
 from amimv.pipelines.sources.load import FOLDER
-from amimv.trainers.checks import FREE_ON_RESUME
 from amimv.trainers.identity import check_data
-from amimv.trainers.settings import PretrainSettings, from_yaml, to_yaml
+from amimv.trainers.layers import from_yaml, to_yaml
+from amimv.trainers.settings import PretrainSettings, that_touch
 
 LOCK = "lock"
 PACKAGES = [
@@ -50,7 +51,7 @@ def revision() -> str:
 def default_name(settings: PretrainSettings) -> str:
     """A folder name that tells the settings one looks for first, in letters that every file system and shell takes."""
     s = settings
-    data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (0, 28) else "")
+    data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (None, 28) else "")
     rho = f"{s.rho:g}" if float(f"{s.rho:g}") == s.rho else repr(s.rho)
     tail = "-natural" if s.profile == "natural" else f"-rho{rho.replace('+', '')}" if s.rho != 1 or s.total else ""
     tail += f"-n{s.total}" if s.total else ""
@@ -111,8 +112,9 @@ def find_run(settings: PretrainSettings) -> bool:
         raise InputError(f"{folder} holds a run already: add --resume auto to go on with it, or give another --name")
     if type(earlier) is not type(settings):
         raise InputError(f"{folder} was run with method {earlier.method}, not {settings.method}: give another --name")
+    free = that_touch(EVALUATION, NOTHING)
     for field, value in vars(settings).items():
-        if field not in FREE_ON_RESUME and getattr(earlier, field) != value:
+        if field not in free and getattr(earlier, field) != value:
             raise InputError(
                 f"{folder} was run with {field} {getattr(earlier, field)!r}, not {value!r}: "
                 "resume with the same settings, or give another --name"

@@ -28,14 +28,26 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from amimv import InputError, check_choice, did_you_mean, shown
+from amimv.fields import NOTHING
 from amimv.files import replacing
 from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.sources.load import FOLDER
 from amimv.pipelines.sources.npz import medmnist_names
-from amimv.trainers.checks import NO_EFFECT, OF_BASELINES
+from amimv.trainers.conditions import read_second
 from amimv.trainers.data import load_split, subset_indices
+from amimv.trainers.layers import SECOND_OF_OLD, modernised, second_words, settings_from
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import METHODS, PretrainSettings, settings_class, settings_from
+from amimv.trainers.settings import (
+    ALONE,
+    METHODS,
+    SPLIT,
+    SUBSET,
+    PretrainSettings,
+    every_setting,
+    of_role,
+    settings_class,
+    that_touch,
+)
 from amimv.trainers.yaml_values import coerce, read_yaml
 
 PARTS = ("settings", "sets", "grids")
@@ -45,10 +57,8 @@ LISTS = tuple(
 )
 #: Settings that the study itself decides about.
 OWN = ("output", "name", "config", "resume", "baselines", "indices", "evaluate")
-#: What decides which published split is read.
-OF_SPLIT = ("data", "size", "channels", "task", "groups", "value_range", "root", "data_seed")
 #: What does not tell two cells apart: names of the subset (its images do) and what touches no result.
-NOT_IDENTITY = ("rho", "profile", "total", *NO_EFFECT)
+NOT_IDENTITY = (*of_role(SUBSET), *that_touch(NOTHING))
 PLAN_COLUMNS = (
     *("grid", "run", "kind", "data", "profile", "rho", "total", "method", "recipe", "sampler", "partner"),
     *("seed", "command"),
@@ -111,7 +121,7 @@ def read_study(path: Path) -> list[Cell]:
         if own is not None and not isinstance(own, dict):
             raise InputError(f"{path}: set {name} is {own!r}, expected lines of 'setting: value'")
         _refuse_own(f"{path}: set {name}", own or {})
-        _check_keys(own or {}, _all_settings(), f"{path}: set {name}")
+        _check_keys(own or {}, (*_all_settings(), *SECOND_OF_OLD), f"{path}: set {name}")
     _refuse_own(f"{path}: settings", common)
     cells = [cell for name, grid in grids.items() for cell in _cells(path, str(name), grid, common, sets)]
     # Cells that differ in the name of their images only, such as two ratios that a set cannot tell apart, are one run.
@@ -153,11 +163,11 @@ def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         chosen = _of_set(path, sets, point.pop("data", common.get("data", "phantom")))
-        given = {"data": ""} | common | chosen | point
+        given = modernised({"data": ""} | common | chosen | point, every_setting())
         cells.append(_cell(where, name, "cell", given, axes.get("rho", [given.get("rho", 1)])))
     if not baselines:
         return cells
-    bare = [{key: cell.given[key] for key in OF_BASELINES if key in cell.given} for cell in cells]
+    bare = [{key: cell.given[key] for key in of_role(ALONE) if key in cell.given and key not in OWN} for cell in cells]
     # Totals are resolved by now, so that no ratios are needed.
     return [_cell(where, name, "baselines", given | {"baselines": "only"}, []) for given in _distinct(bare)] + cells
 
@@ -199,10 +209,12 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     if kind == "cell":
         given = given | {"baselines": "no"}
     common = given.get("total") == "common"
-    settings = settings_from(given | {"total": 0} if common else given, where)
+    settings = settings_from(given | {"total": None} if common else given, where)
     # Of their types: as flags, words of YAML such as yes and no would be others.
-    aliases = ("method", "recipe", *(("total",) if common else ()))
-    given = given | {name: getattr(settings, name) for name in given if name not in aliases}
+    kept = ("method", "recipe", "second", *(("total",) if common else ()))
+    given = given | {name: getattr(settings, name) for name in given if name not in kept}
+    if "second" in given:
+        given = given | {"second": second_words(given["second"])}
     split = _of_split(settings)
     train = _training_split(split)
     if isinstance(train, InputError):
@@ -210,7 +222,7 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
             raise train
         return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
-        ratios = tuple(settings_from(given | {"total": 0, "rho": rho}, where).rho for rho in rhos)
+        ratios = tuple(settings_from(given | {"total": None, "rho": rho}, where).rho for rho in rhos)
         given = given | {"total": _common_total(split, ratios, settings.profile)}
         settings = settings_from(given, where)
     if kind == "cell":
@@ -225,7 +237,7 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
 
 def _of_split(settings: PretrainSettings) -> PretrainSettings:
     """Only what decides which published split is read."""
-    return PretrainSettings(**{name: getattr(settings, name) for name in OF_SPLIT})
+    return PretrainSettings(**{name: getattr(settings, name) for name in of_role(SPLIT)})
 
 
 @cache
@@ -258,7 +270,7 @@ def _images(subset: PretrainSettings) -> str:
     Raises:
         InputError: with a total, a ratio at which the smallest class would have less than half an image.
     """
-    train = _training_split(replace(subset, rho=1.0, profile="exp", total=0))
+    train = _training_split(replace(subset, rho=1.0, profile="exp", total=None))
     assert isinstance(train, ImageStore)
     indices = subset_indices(subset, train)
     if subset.total and subset.profile != "natural":
@@ -273,12 +285,15 @@ def _images(subset: PretrainSettings) -> str:
 
 def _run_name(kind: str, settings: PretrainSettings, images: str) -> str:
     """A name one can read, and a hash of everything that the results depend on."""
-    own = [field for field in fields(settings) if kind == "cell" or field.name in OF_BASELINES]
-    left_out = [name for name in NOT_IDENTITY if images or name not in ("rho", "profile", "total")]
+    alone = {*of_role(ALONE)} - {*OWN}
+    own = [field for field in fields(settings) if kind == "cell" or field.name in alone]
+    left_out = [name for name in NOT_IDENTITY if images or name not in of_role(SUBSET)]
     # Without defaults, so that a setting that is new in a later version leaves the names of earlier runs as they are.
     changed = [field.name for field in own if getattr(settings, field.name) != field.default]
-    identity = [(name, getattr(settings, name)) for name in sorted(changed) if name not in left_out]
-    digest = hashlib.sha256(repr((kind, identity, images)).encode()).hexdigest()[:8]
+    identity = [(name, getattr(settings, name)) for name in changed if name not in (*left_out, "second")]
+    # By the names that overrides had before 0.2.0, as those of published runs are.
+    identity += [(f"second_{name}", value) for name, value in read_second(settings.second).items()]
+    digest = hashlib.sha256(repr((kind, sorted(identity), images)).encode()).hexdigest()[:8]
     name = default_name(settings)
     if kind == "baselines":
         name = name.replace(f"-{settings.method}-{settings.recipe}-", "-baselines-")
@@ -297,6 +312,6 @@ def write_plan(cells: list[Cell], path: Path) -> None:
         writer.writeheader()
         for cell in cells:
             s = cell.settings
-            row = {name: getattr(s, name) for name in PLAN_COLUMNS if hasattr(s, name)}
+            row = {name: getattr(s, name) for name in PLAN_COLUMNS if hasattr(s, name)} | {"total": s.total or 0}
             own = {"grid": cell.grid, "run": cell.run, "kind": cell.kind, "data": cell.data}
             writer.writerow(row | own | {"command": cell.command()})

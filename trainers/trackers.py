@@ -68,6 +68,7 @@ def tracking(accelerator: Accelerator, settings: PretrainSettings, folder: Path,
 
 def start(accelerator: Accelerator, settings: PretrainSettings, folder: Path, again: bool) -> None:
     """Begin a run in the tracker, or go on with the one that stands in ``trackers.json`` of the run's folder."""
+    assert settings.tracker is not None
     path, tracker = folder / "trackers.json", TRACKERS.get(settings.tracker)
     known = json.loads(path.read_text()) if again and path.is_file() else {}
     name = known.get(settings.tracker)

@@ -9,15 +9,13 @@ of these numbers, before any pixel is touched. It belongs to one of three stages
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from amimv import InputError
+from amimv.fields import check_numbers
 
 #: Settings of an operation that show what it does, by name.
 Examples = Mapping[str, Mapping[str, Any]]
@@ -37,36 +35,9 @@ class Source(NamedTuple):
         return len(self.mean) == 3
 
 
-def setting(default: Any, text: str, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Any:
-    """A field of an operation: its default (which does nothing), its documentation and its range.
-
-    Args:
-        default: a number, or a pair (smallest, largest), each of which lies in the range.
-        text: for ``--help``.
-        low, high: the range, ends included; ``above``: without the lower end.
-    """
-    return dataclasses.field(default=default, metadata={"help": text, "low": low, "high": high, "above": above})
-
-
-def _check_range(field: "dataclasses.Field[Any]", value: Any) -> None:
-    """Raise an `InputError` for a value outside its field's range, or a pair in the wrong order."""
-    low, high, above = (field.metadata[name] for name in ("low", "high", "above"))
-    pair = isinstance(field.default, tuple)
-    values = value if isinstance(value, tuple) else (value,)
-    numbers = all(isinstance(v, Real) and math.isfinite(v) for v in values)
-    shaped = isinstance(value, tuple) == pair and len(values) == 1 + pair
-    inside = shaped and numbers and all((low < v if above else low <= v) and v <= high for v in values)
-    if inside and list(values) == sorted(values):
-        return
-    ends = f"more than {low:g}" if above else f"at least {low:g}"
-    ends += f" and at most {high:g}" if high < math.inf else " and finite"
-    kind = f"(smallest, largest), each {ends}" if pair else f"a number, {ends}"
-    raise InputError(f"{field.name} is {value!r}, expected {kind}")
-
-
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One kind of augmentation. Fields are made by `setting`, and no two operations share a field's name.
+    """One kind of augmentation. Fields are made by `amimv.fields.setting`, and no two operations share a field's name.
 
     Attributes:
         lane: number of its first uniform; no two operations' lanes overlap, and none ever moves.
@@ -80,7 +51,7 @@ class Operation:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_range(field, getattr(self, field.name))
+            check_numbers(field, getattr(self, field.name))
 
     @classmethod
     def key(cls) -> str:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amimv.fields import setting
 from amimv.pipelines.constants import kept
-from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, setting, spread
+from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, spread
 
 #: Blur strength, in pixels, that changes nothing: in a window of 3 or more the neighbours weigh exp(-200). (0 is an
 #: error in Kornia and "choose for me" in DALI.)

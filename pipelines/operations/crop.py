@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines.operations.base import Examples, Geometry, Source, matrix, setting
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Geometry, Source, matrix
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, setting
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host
 
 #: Control points along each side.
 POINTS = 4

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, per_sample, setting
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, per_sample
 
 #: Tiles along each side, and the limit of the contrast: Kornia's defaults, which are OpenCV's.
 TILES, CLIP = (8, 8), 40.0

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, setting, spread
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, spread
 
 
 @dataclass(frozen=True)

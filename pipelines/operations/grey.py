@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from amimv.pipelines.operations.base import Colour, ColourChange, Examples, Source, setting
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Colour, ColourChange, Examples, Source
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from amimv.pipelines.operations.base import LUMA, Colour, ColourChange, Examples, Source, setting
+from amimv.fields import setting
+from amimv.pipelines.operations.base import LUMA, Colour, ColourChange, Examples, Source
 
 
 @dataclass(frozen=True)

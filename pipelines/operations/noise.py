@@ -8,7 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, per_sample, setting, spread
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, per_sample, spread
 from amimv.pipelines.rng import Key, Stream, hashes
 
 

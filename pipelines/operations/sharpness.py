@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, setting, spread
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, spread
 
 #: PIL's smoothing kernel, which its and torchvision's sharpness is relative to: 5 in the middle, 1 around it, over 13.
 MIDDLE, AROUND = 5 / 13, 1 / 13

@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from amimv.pipelines.operations.base import Examples, Geometry, Source, matrix, setting
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Geometry, Source, matrix
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, setting
+from amimv.fields import setting
+from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample
 
 #: A threshold that no value in [0, 1] reaches.
 NO_SOLARISE = 2.0

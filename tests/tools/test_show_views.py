@@ -11,7 +11,7 @@ from amimv.pipelines import HARD, PairLoader, get_recipe, load_store
 from amimv.pipelines.store import ImageStore
 from amimv.tools.show_views import ShowSettings, build_pairs, list_columns, show, to_pixels
 from amimv.trainers.build import make_recipe
-from amimv.trainers.settings import resolve
+from amimv.trainers.layers import resolve
 
 
 @pytest.fixture(scope="module")

@@ -31,20 +31,20 @@ def skewed(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("profile", "rho", "total", "n"),
     [
-        ("exp", 1.0, 0, 40),
-        ("natural", 100.0, 0, 40),
+        ("exp", 1.0, None, 40),
+        ("natural", 100.0, None, 40),
         ("natural", 100.0, 20, 20),
         ("exp", 1.0, 16, 16),
-        ("exp", 10.0, 0, 20 + 9 + 4 + 2),
-        ("step", 1.0, 0, 40),
+        ("exp", 10.0, None, 20 + 9 + 4 + 2),
+        ("step", 1.0, None, 40),
         ("step", 4.0, 20, 20),
     ],
 )
-def test_the_subset_asked_for(skewed: str, profile: str, rho: float, total: int, n: int) -> None:
+def test_the_subset_asked_for(skewed: str, profile: str, rho: float, total: int | None, n: int) -> None:
     settings = PretrainSettings(data=skewed, profile=profile, rho=rho, total=total, data_seed=3)
     found = load_training_subset(settings, "cpu")
     store = load_store(skewed)
-    expected = long_tail(store.labels, rho, profile, 3, total or None)
+    expected = long_tail(store.labels, rho, profile, 3, total)
     assert torch.equal(found.indices, expected)
     assert len(found.indices) == len(found.store) == n
     assert torch.equal(found.store.gather(torch.arange(n)), store.gather(expected))

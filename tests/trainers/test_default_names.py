@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from amimv.trainers.layers import resolve
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import resolve
 
 DATA = [
     *("phantom", "retinamnist", "own.npz", "own.v2.npz", "a b.npz", "a+b.npz", "a  b.npz", "-own.npz", ".own.npz"),

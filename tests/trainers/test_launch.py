@@ -24,7 +24,8 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from amimv import InputError, signals
 from amimv.trainers import benchmark, evaluate, launch, pretrain
 from amimv.trainers.journal import Journal, first_not_finite
-from amimv.trainers.settings import PretrainSettings, resolve
+from amimv.trainers.layers import resolve
+from amimv.trainers.settings import PretrainSettings
 
 SCRIPT = Path(pretrain.__file__)
 TINY = ("--batch-size", "16", "--steps", "2", "--knn-every", "0", "--no-evaluate", "--name", "r", "--threads", "1")

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from amimv.trainers import evaluate
-from amimv.trainers.settings import from_yaml, resolve
+from amimv.trainers.layers import from_yaml, resolve
 
 CONFIG = Path(__file__).resolve().parents[1] / "data" / "config-0.1.yaml"
 #: The command that wrote it, as its ``environment.json`` has it.

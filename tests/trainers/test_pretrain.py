@@ -30,9 +30,10 @@ from amimv.trainers import pretrain as module
 from amimv.trainers.build import Training
 from amimv.trainers.journal import Journal, Step
 from amimv.trainers.launch import make_accelerator
+from amimv.trainers.layers import resolve
 from amimv.trainers.run_folder import begin_run, find_run, run_path
 from amimv.trainers.schedules import warmup_cosine
-from amimv.trainers.settings import PretrainSettings, resolve
+from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.start import log_start
 
 SCRIPT = Path(module.__file__)
@@ -102,7 +103,7 @@ def test_a_run_leaves_everything_it_promises_and_its_config_runs_again(tiny_npz:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
     assert any("knn_val" in row for row in rows)
-    with_config = ("--config", str(folder / "config.yaml"), "--name", "second", "--tracker", "", "--no-evaluate")
+    with_config = ("--config", str(folder / "config.yaml"), "--name", "second", "--tracker", "None", "--no-evaluate")
     second = run(tmp_path, *with_config)
     assert second.returncode == 0, second.stderr
     again = tmp_path / "runs" / "second" / "metrics.jsonl"
@@ -557,7 +558,7 @@ BAD_FLAGS = {
     "bad probability": (("--hflip", "1.5"), "hflip is 1.5, expected a number, at least 0 and at most 1"),
     "impossible ratio": (("--rho", "0.5"), "0.5"),
     "fp16 without gpu": (("--mixed-precision", "fp16"), "GPU"),
-    "no length": (("--steps", "0"), "--epochs or --steps"),
+    "no length": (("--steps", "None"), "--epochs or --steps"),
     "rate of 0": (("--supervised-lr", "0"), "supervised learning rates are (0.0,)"),
     "unknown baselines": (("--baselines", "maybe"), "unknown value of baselines 'maybe'"),
     "missing file of baselines": (("--baselines", "only", "--evaluate", "--data", "nowhere.npz"), "nowhere.npz"),

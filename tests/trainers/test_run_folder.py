@@ -11,6 +11,7 @@ import torch
 
 from amimv import InputError, __version__
 from amimv.pipelines.recipes import ALIASES
+from amimv.trainers.layers import from_yaml, resolve
 from amimv.trainers.run_folder import (
     PACKAGES,
     begin_run,
@@ -23,7 +24,6 @@ from amimv.trainers.run_folder import (
     run_path,
     write_json,
 )
-from amimv.trainers.settings import from_yaml, resolve
 
 
 def start(folder: Path, *flags: str) -> tuple[Path, bool]:

@@ -15,7 +15,7 @@ from amimv.pipelines import label_fraction, long_tail
 from amimv.pipelines.rng import Key, hashes, library_seed
 from amimv.pipelines.sources.phantom import draw_counts, generate_phantom
 from amimv.trainers import pretrain
-from amimv.trainers.settings import from_yaml, resolve
+from amimv.trainers.layers import from_yaml, resolve
 
 EXTREME = (-(2**63), -(2**32) - 1, -1, 2**31, 2**32 - 1, 20240131123, 2**53 + 1, 2**63 - 1)
 BEYOND = (-(2**63) - 1, 2**63, 2**64, 10**30, -(10**100))

@@ -18,18 +18,9 @@ from amimv.pipelines import HARD, Recipe, ViewPolicy, load_store
 from amimv.pipelines.operations import OPERATIONS
 from amimv.pipelines.sources.listing import SPLITS
 from amimv.trainers.build import make_recipe
-from amimv.trainers.settings import (
-    CONFIGS,
-    METHOD_ALIASES,
-    PATHS,
-    RECIPE_ALIASES,
-    PretrainSettings,
-    check,
-    from_yaml,
-    resolve,
-    settings_class,
-    to_yaml,
-)
+from amimv.trainers.checks import check
+from amimv.trainers.layers import CONFIGS, RECIPE_ALIASES, from_yaml, resolve, to_yaml
+from amimv.trainers.settings import METHOD_ALIASES, PATH, PretrainSettings, of_role, settings_class
 
 
 def write(folder: Path, text: str) -> Path:
@@ -188,17 +179,17 @@ def test_a_presets_parts_name_settings_that_the_methods_have(preset: str) -> Non
 
 
 def test_the_length_of_a_higher_layer_unsets_the_other_below(tmp_path: Path) -> None:
-    def length(*flags: str) -> tuple[int, int]:
+    def length(*flags: str) -> tuple[int | None, int | None]:
         settings, _ = resolve(["--method", "mimv", *flags])
         return settings.epochs, settings.steps
 
-    assert length("--preset", "none") == (2000, 0)
-    assert length("--preset", "small") == (0, 1500)
+    assert length("--preset", "none") == (2000, None)
+    assert length("--preset", "small") == (None, 1500)
     epochs = str(write(tmp_path, "epochs: 3\n"))
-    assert length("--config", epochs) == (3, 0)
-    assert length("--steps", "9", "--config", epochs) == (0, 9)
-    assert length("--preset", "small", "--epochs", "2") == (2, 0)
-    assert length("--preset", "none", "--steps=5") == (0, 5)
+    assert length("--config", epochs) == (3, None)
+    assert length("--steps", "9", "--config", epochs) == (None, 9)
+    assert length("--preset", "small", "--epochs", "2") == (2, None)
+    assert length("--preset", "none", "--steps=5") == (None, 5)
 
 
 def test_both_lengths_in_one_layer_are_an_error(tmp_path: Path) -> None:
@@ -209,7 +200,7 @@ def test_both_lengths_in_one_layer_are_an_error(tmp_path: Path) -> None:
 
 
 def test_no_length_is_an_error() -> None:
-    assert "--epochs or --steps" in refused("--preset", "none", "--epochs", "0")
+    assert "--epochs or --steps" in refused("--preset", "none", "--epochs", "None")
 
 
 # Published defaults
@@ -229,7 +220,7 @@ def hard_augmentation(s: PretrainSettings) -> tuple[object, ...]:
 
 def test_published_defaults_of_mimv() -> None:
     s = published("mimv")
-    assert (s.epochs, s.steps, s.epochs * s.warmup) == (2000, 0, pytest.approx(200))
+    assert (s.epochs, s.steps, s.epochs * s.warmup) == (2000, None, pytest.approx(200))
     assert (s.optimizer, s.lr, s.optimizer_momentum, s.weight_decay) == ("sgd", 3.0, 0.9, 1e-4)
     assert (s.batch_size, s.lr_batch) == (1024, 1024)
     assert (vars(s)["temperature"], vars(s)["momentum"]) == (0.3, 0.9)
@@ -343,7 +334,7 @@ def test_every_method_has_its_published_settings() -> None:
 def test_published_defaults(method: str) -> None:
     (lr, weight_decay), own, projector, head = PUBLISHED[method]
     s = published(method)
-    assert (s.epochs, s.steps, s.epochs * s.warmup) == (1000, 0, pytest.approx(10))
+    assert (s.epochs, s.steps, s.epochs * s.warmup) == (1000, None, pytest.approx(10))
     assert (s.lr, s.weight_decay, s.batch_size, s.lr_batch) == (lr, weight_decay, 256, 256)
     assert s.optimizer_momentum == 0.9
     if method in SGD:
@@ -431,7 +422,7 @@ def test_presets_give_both_sides_the_same_augmentation(preset: str, method: str)
 
 
 def test_a_flag_for_the_second_side_changes_that_side_only() -> None:
-    settings, _ = resolve(["--method", "simclr", "--second-crop-min", "0.5", "--second-blur-p", "0.125"])
+    settings, _ = resolve(["--method", "simclr", "--second", "blur_p=0.125", "crop_min=.5"])
     a, b = both_policies(make_recipe(settings))
     assert b == a.changed(crop_min=0.5, blur_p=0.125) != a
 
@@ -492,7 +483,13 @@ def test_every_setting_of_every_operation_is_a_setting(tmp_path: Path) -> None:
         (("--partners", "0"), "partners is 0, expected at least 1"),
         (("--crop-min", "0"), "crop_min is 0.0"),
         (("--hflip", "2"), "hflip is 2.0"),
-        (("--second-blur-p", "2"), "blur_p is 2.0"),
+        (("--second", "blur_p=2"), "blur_p is 2.0"),
+        (("--second", "blurp=2"), "unknown setting of an operation 'blurp': did you mean blur_p"),
+        (("--second", "blur_p"), "second is 'blur_p', expected NAME=VALUE"),
+        (("--second", "blur_p=often"), "second is 'blur_p=often', expected NAME=VALUE"),
+        (("--second-blur-p", "2"), "--second-blur-p is now an override: give --second blur_p=VALUE"),
+        (("--size", "0"), "size is 0, expected at least 1"),
+        (("--root", ""), "root is empty"),
         (("--method", "mocov3"), "unknown method 'mocov3': did you mean moco-v3"),
         (("--method", "simclr", "--temperature", "0"), "temperature is 0.0, expected more than 0"),
         (("--method", "ressl", "--teacher-temperature", "-1"), "teacher_temperature is -1.0, expected more than 0"),
@@ -602,7 +599,7 @@ def test_words_stay_words_and_a_scalar_is_a_tuple_of_one(tmp_path: Path, name: s
     assert name == "resume" or getattr(from_yaml(path), name) == value
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", of_role(PATH))
 def test_a_place_may_begin_at_home_wherever_it_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -661,7 +658,7 @@ def test_a_config_from_before_a_setting_was_there_still_reads(tmp_path: Path) ->
         ("--near-zero", "None", "--preset", "none", "--data", "retinamnist", "--rho", "100", "--no-evaluate"),
         ("--data", "some where/a.npz", "--backbone", "resnet18", "--root", "1", "--exclude-duplicates", "no"),
         ("--method", "simclr-ts", "--preset", "none"),
-        ("--method", "byol", "--second-crop-min", "0.5", "--second-solarise-p", "None"),
+        ("--method", "byol", "--second", "crop_min=0.5", "crop_ratio=0.5,2", "solarise_p=None", "--preset", "none"),
         ("--baselines", "no", "--finetune", "--supervised-lr", "1e-4", "0.005"),
         ("--baselines", "yes"),
         *(("--method", method) for method in METHODS),
@@ -701,7 +698,7 @@ def test_all_shipped_files_fit(method: str, preset: str) -> None:
         ("--method swav --epsilon 0", "epsilon is 0.0, expected more than 0"),
         ("--method simclr-ts --highest-temperature -1", "highest_temperature is -1.0, expected more than 0"),
         ("--method byol --projector-hidden 0", "projector_hidden is 0, expected at least 1"),
-        ("--method mimv --projector-hidden -1", "projector_hidden is -1, expected at least 0"),
+        ("--method mimv --projector-hidden -1", "projector_hidden is -1, expected at least 1"),
         ("--lr -1", "lr is -1.0, expected more than 0"),
         ("--lr nan", "lr is nan, expected more than 0"),
         ("--weight-decay -1", "weight_decay is -1.0, expected 0 to 1"),

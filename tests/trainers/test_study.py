@@ -13,7 +13,8 @@ import torch
 from amimv import InputError
 from amimv.pipelines import largest_total, load_store, long_tail
 from amimv.trainers import study
-from amimv.trainers.settings import CONFIGS, RECIPE_ALIASES, PretrainSettings, resolve
+from amimv.trainers.layers import CONFIGS, RECIPE_ALIASES, resolve
+from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import Cell, read_study, write_plan
 
 DOCS = Path(__file__).parents[2] / "docs" / "study"

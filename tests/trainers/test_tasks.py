@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 
 from amimv import InputError
 from amimv.trainers import pretrain
-from amimv.trainers.settings import resolve
+from amimv.trainers.layers import resolve
 
 COUNTS = (24, 12, 8, 4)
 MULTI_LABEL = "multi-label, binary-class"

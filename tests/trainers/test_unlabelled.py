@@ -14,7 +14,7 @@ from PIL import Image
 from amimv import InputError
 from amimv.models import load_backbone
 from amimv.trainers import loop, pretrain
-from amimv.trainers.settings import resolve
+from amimv.trainers.layers import resolve
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (48, 12, 12, 3), dtype=np.uint8)

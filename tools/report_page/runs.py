@@ -17,9 +17,10 @@ import pandas as pd
 import yaml
 
 from amimv import InputError, first_line
-from amimv.trainers.checks import OF_BASELINES
+from amimv.fields import EVALUATION
 from amimv.trainers.evaluation import COLUMNS, ORDER
-from amimv.trainers.settings import METHODS, settings_class
+from amimv.trainers.layers import modernised, second_words
+from amimv.trainers.settings import ALONE, METHODS, every_setting, of_role, settings_class, that_touch
 from amimv.trainers.study import NOT_IDENTITY, PLAN_COLUMNS
 
 #: Columns that results of earlier versions lack.
@@ -37,13 +38,12 @@ OWN_FOLDERS = ("failed", "logs", "locks", "jobs")
 SUBSET = ["grid", "data", "profile", "rho", "total"]
 #: What fine-tuning and the supervised reference depend on, and frozen features do not.
 OF_LABELS = ("supervised_steps", "supervised_lr")
-#: What is told by columns of its own, or does not touch frozen features.
-TOLD = (
-    *("method", "recipe", "sampler", "partner", "seed", "data", "data_seed", "size", "channels", "baselines"),
-    *("evaluate", "label_fractions", "finetune", *OF_LABELS, *NOT_IDENTITY),
-)
-#: What the supervised reference depends on, besides what columns tell.
-OF_SUPERVISED = (*(name for name in OF_BASELINES if name not in TOLD), *OF_LABELS)
+#: Settings that the name of a data set tells.
+OF_DATA_NAME = ("data_seed", "size", "channels")
+#: What is told by columns of its own or the name of the data set, or does not touch frozen features.
+TOLD = {*COLUMNS, *OF_DATA_NAME, "baselines", *that_touch(EVALUATION), *NOT_IDENTITY} - {"steps"}
+#: What the supervised reference depends on, besides what is told.
+OF_SUPERVISED = (*(name for name in of_role(ALONE) if name not in TOLD), *OF_LABELS)
 NAMES = {
     "majority": "majority class",
     "raw pixels": "raw pixels",
@@ -218,7 +218,11 @@ def _add_run(study: Study, folder: Folder, plan: list[dict[str, str]]) -> list[p
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """A run's settings, and of those that its version did not know yet the defaults, which are what it did."""
     method = str(config.get("method", ""))
-    return asdict(settings_class(method)()) | config if method in METHODS else config
+    if method not in METHODS:
+        return config
+    now = modernised(config, every_setting())
+    second = {name: value for name, value in (now.get("second") or {}).items() if value is not None}
+    return asdict(settings_class(method)()) | now | {"second": second_words(second)}
 
 
 def _reason(folder: Folder, error: Exception) -> str:
@@ -325,7 +329,7 @@ def _data_labels(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
 
     def label(data: str, config: Mapping[str, Any]) -> str:
         words = [f"{data} (synthetic)" if data == "phantom" else data]
-        words += [f"{config['size']} px"] if str(config.get("size", 0)) not in ("0", "28") else []
+        words += [f"{config['size']} px"] if config.get("size") not in (None, 28) else []
         words += [f"{config['channels']} channels"] if config.get("channels") else []
         words += [f"data seed {config.get('data_seed', 0)}"] if len(seeds[data]) > 1 else []
         return ", ".join(words)
@@ -400,7 +404,7 @@ def _settings_of(features: str, known: set[str]) -> Iterable[str]:
         return ("view_size",)
     if features == "random":
         return ("backbone", "view_size")
-    return OF_SUPERVISED if features == "supervised" else sorted(known - set(TOLD))
+    return OF_SUPERVISED if features == "supervised" else sorted(known - TOLD)
 
 
 def _usual(values: list[Any]) -> str:

@@ -11,8 +11,8 @@ from amimv.pipelines import PairBatch
 from amimv.tools.throughput.measure import Stopwatch, peak_memory, waiter
 from amimv.trainers.build import Training, build_training
 from amimv.trainers.launch import make_accelerator
+from amimv.trainers.layers import resolve
 from amimv.trainers.loop import train_step
-from amimv.trainers.settings import resolve
 
 WARM_UP_STEPS = 5
 

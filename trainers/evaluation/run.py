@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amimv.files import replacing
 from amimv.models.backbones import BackboneSpec, load_backbone
 from amimv.pipelines import ImageStore, label_fraction, realised_ratio
-from amimv.trainers.checks import one_image
+from amimv.trainers.conditions import one_image
 from amimv.trainers.data import EVALUATION, Splits, backbone_spec, describe_run
 from amimv.trainers.evaluation.features import build_random, extract_features
 from amimv.trainers.evaluation.metrics import SCORES, compute_scores
@@ -178,7 +178,7 @@ def _row(
         "profile": "indices" if s.indices else s.profile,
         "rho": "" if s.indices else s.rho,
         "realised_ratio": round(realised_ratio(counts), 4),
-        "total": len(splits.train) if s.indices else s.total,
+        "total": len(splits.train) if s.indices else s.total or 0,
         "n_train": len(labelled),
         "method": s.method if own else "",
         "recipe": s.recipe if own else "",

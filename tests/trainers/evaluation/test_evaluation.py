@@ -34,8 +34,9 @@ from amimv.trainers.evaluation import (
 )
 from amimv.trainers.evaluation import run as run_module
 from amimv.trainers.evaluation.run import evaluate_features, evaluate_run, judge
+from amimv.trainers.layers import resolve, to_yaml
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import PretrainSettings, resolve, to_yaml
+from amimv.trainers.settings import PretrainSettings
 
 EXPECTED_COLUMNS = (
     "run,data,profile,rho,realised_ratio,total,n_train,method,recipe,sampler,partner,features,probe,k,label_fraction,"

@@ -1,0 +1,118 @@
+"""What single settings can be beyond a range or a choice, and when they do nothing beside the others; the fields of
+`amimv.trainers.settings` have these.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amimv import InputError, check_choice, shown
+from amimv.fields import Idle
+from amimv.pipelines.params import operation_settings
+from amimv.pipelines.recipes import HARD, RECIPES, parse_recipe
+from amimv.pipelines.samplers import SAME_GROUP
+from amimv.pipelines.sources.load import FOLDER
+from amimv.trainers.optimizers import optimizers
+
+if TYPE_CHECKING:
+    from amimv.trainers.settings import PretrainSettings
+
+
+def check_fractions(value: tuple[float, ...]) -> None:
+    if not (value and all(0 < fraction <= 1 for fraction in value)):
+        raise InputError(f"label fractions are {shown(value)}, expected shares in (0, 1]")
+
+
+def check_rates(value: tuple[float, ...]) -> None:
+    if not (value and all(0 < rate < math.inf for rate in value)):
+        raise InputError(f"supervised learning rates are {shown(value)}, expected one or more above 0")
+
+
+def check_warmup(value: float) -> None:
+    if not 0 <= value < 1:
+        raise InputError(f"warmup is {value}, expected a share of the training in [0, 1)")
+
+
+def check_rho(value: float) -> None:
+    if not 1 <= value < math.inf:
+        raise InputError(f"rho is {value}, expected a ratio (largest over smallest class) of at least 1")
+
+
+def check_name(value: str) -> None:
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise InputError(f"name is {shown(value)}, expected that of a folder in --output")
+
+
+def read_second(words: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of operations by name, from ``NAME=VALUE``, or ``NAME=LOW,HIGH`` for a pair.
+
+    Raises:
+        InputError: no such setting, or a value that is neither numbers nor None.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        check_choice("setting of an operation", name, operation_settings())
+        try:
+            numbers = None if text == "None" else tuple(map(float, text.split(",")))
+        except ValueError as error:
+            raise InputError(f"second is {shown(word)}, expected NAME=VALUE, such as blur_p=0.1") from error
+        found[name] = numbers[0] if numbers and len(numbers) == 1 else numbers
+    return found
+
+
+def write_second(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Such words, each setting once and in the order of operations."""
+    texts = {
+        name: ",".join(map(str, given[name] if isinstance(given[name], tuple | list) else (given[name],)))
+        for name in given
+    }
+    return tuple(f"{name}={texts[name]}" for name in sorted(texts, key=list(operation_settings()).index))
+
+
+def check_second(value: tuple[str, ...]) -> None:
+    HARD.changed(**{name: numbers for name, numbers in read_second(value).items() if numbers is not None})
+
+
+def letters(s: "PretrainSettings") -> set[str]:
+    """What the recipe is written with: letters of views, ``x``, and ``y`` and ``y2`` where it has partners."""
+    terms = [term for side in parse_recipe(RECIPES.get(s.recipe, s.recipe)) for term in side]
+    return {term.letter for term in terms} | {("x", "y", "y2")[min(term.slot, 2)] for term in terms}
+
+
+def one_image(settings: "PretrainSettings") -> bool:
+    """Whether all views of the recipe are of the anchor."""
+    return "y" not in letters(settings)
+
+
+def is_natural(s: "PretrainSettings") -> bool:
+    """Whether the training subset is the whole split, given no indices."""
+    return s.total is None and (s.profile == "natural" or (s.profile == "exp" and s.rho == 1))
+
+
+def _untrained_labels(s: "PretrainSettings") -> bool:
+    return not s.supervised_steps or (s.baselines == "no" and not s.finetune)
+
+
+def _nothing_drawn(s: "PretrainSettings") -> bool:
+    return s.data != "phantom" and (s.indices is not None or is_natural(s)) and set(s.label_fractions) == {1}
+
+
+NO_STRENGTHS = Idle("recipe {recipe} has no hard and soft strength", lambda s: not letters(s) & set("HS"))
+NO_PARTNER = Idle("recipe {recipe} has no partner", lambda s: one_image(s) and s.partner != "uniform")
+PARTNERED = Idle("recipe {recipe} has partners", lambda s: not one_image(s))
+NO_LOCAL_CROPS = Idle("recipe {recipe} has no local crops", lambda s: "L" not in letters(s))
+NO_GROUPS = Idle("the partner is {partner}, not same-group", lambda s: s.partner != SAME_GROUP)
+NO_BETA = Idle("no sampler is effective-number", lambda s: "effective-number" not in (s.sampler, s.partner))
+NO_CLUSTERS = Idle("no sampler is cluster-balanced", lambda s: "cluster-balanced" not in (s.sampler, s.partner))
+NO_NEGATIVES = Idle(
+    "method {method} has no negatives among a batch", lambda s: s.exclude_duplicates == "yes" and not s.has_negatives
+)
+NO_LARS = Idle("optimizer {optimizer} is no form of LARS", lambda s: not optimizers()[s.optimizer].lars)
+NO_MOMENTUM = Idle("optimizer {optimizer} has none", lambda s: not optimizers()[s.optimizer].has_momentum)
+NO_LABELS = Idle("nothing is trained on labels", _untrained_labels)
+NO_LABEL_STEPS = Idle(NO_LABELS.reason, lambda s: bool(s.supervised_steps) and _untrained_labels(s))
+NOTHING_DRAWN = Idle("neither phantom, a subset nor a share of the labels is drawn", _nothing_drawn)
+NO_FOLDER = Idle("{data} is no folder of images", lambda s: not s.data.startswith(FOLDER))
+NO_ROOT = Idle("{data} is not looked for there", lambda s: s.data == "phantom" or s.data.startswith(FOLDER))
