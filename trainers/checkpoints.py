@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from amimv import InputError
 from amimv.files import naming, replacing
 
 if TYPE_CHECKING:
@@ -75,26 +74,24 @@ def state_of(training: "Training") -> dict[str, Any]:
     }
 
 
-def load_state(training: "Training", state: dict[str, Any], folder: Path) -> None:
-    """Go on from such a state, of the run in this folder.
-
-    Raises:
-        InputError: it is that of another number of processes.
-    """
-    accelerator = training.accelerator
-    if state["processes"] != accelerator.num_processes:
-        raise InputError(
-            f"{folder} was run on {state['processes']} processes, not {accelerator.num_processes}: resume on as many"
+def load_state(training: "Training", state: dict[str, Any]) -> None:
+    """Go on from such a state, maybe that of another number of processes, none of which has anything of its own."""
+    before, now = state["processes"], training.accelerator.num_processes
+    if before != now:
+        logger.info(
+            "goes on on %d process(es), where %d were: with the same pairs; batch statistics and rounding differ",
+            now,
+            before,
         )
     training.step = state["step"]
     training.method.load_state_dict(state["method"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.loader.load_state_dict(state["loader"])
-    if state["scaler"] is not None and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    if state["scaler"] is not None and training.accelerator.scaler is not None:
+        training.accelerator.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
-    if state["cuda_rng"]:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    for device, generator in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, device)
 
 
 def checkpoint_bytes(training: "Training") -> int:

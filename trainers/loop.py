@@ -16,6 +16,7 @@ import torch.distributed as dist
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
+from amimv import InputError
 from amimv.pipelines import PairBatch
 from amimv.pipelines.rng import library_seed
 from amimv.signals import SIGNALS
@@ -23,6 +24,7 @@ from amimv.trainers.build import Training
 from amimv.trainers.checkpoints import load_newest, load_state, save_checkpoint, state_of
 from amimv.trainers.evaluation import extract_features
 from amimv.trainers.journal import Journal, Step
+from amimv.trainers.launch import share
 from amimv.trainers.measures import EPOCH_MEASURES, STEP_MEASURES
 from amimv.trainers.schedules import warmup_cosine
 from amimv.trainers.settings import PretrainSettings
@@ -174,6 +176,13 @@ def save(training: Training, journal: Journal) -> None:
 
 
 def restore(training: Training, folder: Path) -> None:
-    """Go on from the newest good checkpoint in the run's folder, if there is one."""
+    """Go on from the newest good checkpoint in the run's folder, if there is one.
+
+    Raises:
+        InputError: on every process, if not all of them find the same.
+    """
     if (state := load_newest(folder / "checkpoints")) is not None:
-        load_state(training, state, folder)
+        load_state(training, state)
+    if len(steps := set(share(training.accelerator, training.step))) > 1:
+        found = f"some processes find step {max(steps)} in {folder}, others {min(steps)}"
+        raise InputError(f"{found}: give an --output that all machines see")

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
@@ -114,12 +115,19 @@ def find_run(settings: PretrainSettings) -> bool:
         raise InputError(f"{folder} was run with method {earlier.method}, not {settings.method}: give another --name")
     free = that_touch(EVALUATION, NOTHING)
     for field, value in vars(settings).items():
-        if field not in free and getattr(earlier, field) != value:
-            raise InputError(
-                f"{folder} was run with {field} {getattr(earlier, field)!r}, not {value!r}: "
-                "resume with the same settings, or give another --name"
-            )
+        before = getattr(earlier, field)
+        if field not in free and before != value:
+            way = "resume with the same settings, or give another --name"
+            if field in ("epochs", "steps") and 0 < before < value:
+                way = f"its schedule ends there; to train longer: {_longer(folder, field, value - before)}"
+            raise InputError(f"{folder} was run with {field} {before!r}, not {value!r}: {way}")
     return True
+
+
+def _longer(folder: Path, length: str, more: int) -> str:
+    """The command for a run from another one's weights, with a schedule of its own."""
+    words = ["pretrain.py", "--config", str(folder / "config.yaml"), "--init", str(folder)]
+    return shlex.join([*words, f"--{length}", str(more), "--name", f"{folder.name}-longer"])
 
 
 def begin_run(

@@ -3,11 +3,13 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from amimv.trainers import checkpoints
+from amimv import InputError
+from amimv.trainers import checkpoints, loop
 from amimv.trainers.checkpoints import JsonLines, load_newest, save_checkpoint
 
 
@@ -57,6 +59,12 @@ def test_a_save_that_fails_leaves_the_earlier_ones_alone(tmp_path: Path, monkeyp
     assert load_newest(tmp_path) == {"step": 1}
     save_checkpoint(tmp_path, 2, {"step": 2})
     assert names(tmp_path) == ["step-00000001.pt", "step-00000002.pt"]
+
+
+def test_processes_that_find_different_checkpoints_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "share", lambda accelerator, step: [step + 4, step])
+    with pytest.raises(InputError, match=r"some processes find step 4 in .*, others 0: give an --output"):
+        loop.restore(SimpleNamespace(step=0, accelerator=None), tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, -7])

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -679,6 +680,47 @@ def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> 
     result = torchrun(tmp_path, str(SCRIPT), *quick(tiny_npz, "--sampler", "cluster-balanced", "--cluster-every", "1"))
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["processes"] == 2
+
+
+def test_a_run_goes_on_on_another_number_of_processes(
+    tiny_npz: Path, tmp_path: Path, pretrain_here: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without batch statistics and dropout, as if the number had not changed; Adam would enlarge what is rounded."""
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    flags = (
+        *("--data", str(tiny_npz), "--batch-size", "16", "--steps", "8", "--knn-every", "0", "--no-evaluate"),
+        *("--method", "ressl", "--backbone", "test_vit", "--preset", "none", "--optimizer", "sgd", "--queue", "64"),
+        *("--sampler", "class-balanced", "--name", "r"),
+    )
+
+    def copied(source: Path, folder: Path, step: int) -> None:
+        shutil.copytree(source, folder)
+        (folder / "r" / "checkpoints" / "step-00000008.pt").unlink()
+        assert [path.stem for path in (folder / "r" / "checkpoints").iterdir()] == [f"step-{step:08d}"]
+
+    def numbers(folder: Path) -> tuple[list[float], dict[str, Any]]:
+        rows = [json.loads(line) for line in (folder / "r" / "metrics.jsonl").read_text().splitlines()]
+        state = torch.load(folder / "r" / "checkpoints" / "step-00000008.pt", weights_only=True)
+        return [row["loss"] for row in rows], state
+
+    caplog.set_level(logging.INFO, logger="amimv")
+    assert pretrain_here(*flags, "--output", str(one), "--save-every", "4") == 0
+    copied(one, two, 4)
+    resume = ("--save-every", "2", "--resume", "auto")
+    result = torchrun(tmp_path, str(SCRIPT), *flags, *resume, "--output", str(two))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("goes on on 2 process(es), where 1 were") == 1
+    copied(two, again, 6)
+    assert pretrain_here(*flags, *resume, "--output", str(again)) == 0
+    assert "goes on on 1 process(es), where 2 were" in caplog.text
+    losses, state = numbers(one)
+    assert len(losses) == 8
+    for folder in (two, again):
+        other, moved = numbers(folder)
+        assert other == pytest.approx(losses, rel=1e-4)
+        torch.testing.assert_close(moved["optimizer"]["state"], state["optimizer"]["state"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(moved["method"]["queue.rows"], state["method"]["queue.rows"], rtol=1e-3, atol=1e-4)
+        assert moved["loader"] == state["loader"]
 
 
 @pytest.mark.slow

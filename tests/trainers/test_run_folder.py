@@ -112,6 +112,16 @@ def test_resume_with_other_settings_is_refused(earlier: Path, flags: tuple[str, 
     assert named in refused(earlier.parent, "--name", "r", "--resume", "auto", *flags)
 
 
+def test_a_longer_training_is_another_schedule(earlier: Path) -> None:
+    """The command for it stands in the line, with what is left to train; a shorter one has none."""
+    folder, steps = earlier.parent / "r", from_yaml(earlier / "config.yaml").steps
+    line = refused(earlier.parent, "--name", "r", "--resume", "auto", "--steps", str(steps + 30))
+    assert f"was run with steps {steps}, not {steps + 30}: its schedule ends there" in line
+    words = f"pretrain.py --config {folder}/config.yaml --init {folder} --steps 30 --name r-longer"
+    assert line.endswith(": " + words)
+    assert "--init" not in refused(earlier.parent, "--name", "r", "--resume", "auto", "--steps", "1")
+
+
 @pytest.mark.parametrize("flags", [(), ("--resume", "auto")])
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, flags: tuple[str, ...]) -> None:
     (tmp_path / "r").mkdir()
