@@ -1,5 +1,6 @@
 """The examples run, in another code base's loop as in ours, and learn."""
 
+import csv
 import runpy
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,8 @@ from amimv.pipelines import load_store
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"), key=lambda path: path.name)
+#: Those of a training loop; the others evaluate.
+LOOPS = [path for path in EXAMPLES if not path.stem.startswith("evaluate")]
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dic
     return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LOOPS, ids=lambda path: path.stem)
 def test_they_learn(path: Path, load: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     losses = torch.tensor(load(path.stem)["main"](12))
     assert losses.shape == (12,)
@@ -39,15 +42,31 @@ def test_going_on_gives_what_not_stopping_gives(load: Callable[[str], dict[str, 
     assert train(2, Path("parts.pt")) + train(5, Path("parts.pt")) == whole
 
 
+def test_any_model_is_evaluated_beside_its_baselines(
+    load: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {(row["features"], row["probe"]): row for row in load("evaluate_any_model")["main"](8)}
+    probes = [("majority", ""), *((name, p) for name in ("raw pixels", "resnet10t") for p in ("knn", "linear"))]
+    assert list(rows) == [*probes, ("resnet10t", "fine-tuned")]
+    assert rows["majority", ""]["balanced_accuracy"] == pytest.approx(1 / 7, abs=1e-6)
+    assert rows["raw pixels", "knn"]["balanced_accuracy"] > 0.2
+    assert all(row["n_train"] == 700 for row in rows.values())
+    with Path("results.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [(row["features"], row["probe"], row["run"]) for row in read] == [(*key, "") for key in rows]
+    assert "raw pixels" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_they_are_short_and_stand_alone(path: Path) -> None:
     text = path.read_text()
     assert text.startswith('"""')
     assert len(text.splitlines()) <= 60
     own = [line.split()[1] for line in text.splitlines() if "amimv" in line and line.split()[0] in ("from", "import")]
-    assert set(own) <= {"amimv.pipelines", "amimv.models.losses"}
+    assert set(own) <= {"amimv.pipelines", "amimv.models.losses", "amimv.trainers.evaluation"}
 
 
 def test_all_are_here() -> None:
-    expected = {"accelerate_loop", "huggingface", "lightning_lightly", "supervised_samplers", "torch_dataloader"}
-    assert {path.stem for path in EXAMPLES} == expected
+    loops = {"accelerate_loop", "huggingface", "lightning_lightly", "supervised_samplers", "torch_dataloader"}
+    assert {path.stem for path in LOOPS} == loops
+    assert {path.stem for path in EXAMPLES} - loops == {"evaluate_any_model"}

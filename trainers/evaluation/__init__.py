@@ -3,27 +3,54 @@
 A run's own evaluation, which composes these, is in `amimv.trainers.evaluation.run`.
 """
 
-from amimv.trainers.evaluation.features import build_random, extract_features
+from amimv.trainers.evaluation.features import build_random, extract_features, stream_features
 from amimv.trainers.evaluation.metrics import Scores, class_thirds, compute_scores
-from amimv.trainers.evaluation.probes import balanced_accuracy, knn_probe, knn_scores, linear_probe
-from amimv.trainers.evaluation.results import COLUMNS, ORDER, Judged, print_table, write_results
-from amimv.trainers.evaluation.supervised import best_supervised, train_supervised
+from amimv.trainers.evaluation.probes import (
+    KnnProbe,
+    LinearProbe,
+    balanced_accuracy,
+    fit_knn,
+    fit_linear,
+    knn_probe,
+    knn_scores,
+    linear_probe,
+)
+from amimv.trainers.evaluation.results import (
+    COLUMNS,
+    ORDER,
+    Judged,
+    judge_features,
+    majority,
+    print_table,
+    result_row,
+    write_results,
+)
+from amimv.trainers.evaluation.supervised import best_supervised, classify, train_supervised
 
 __all__ = [
     "COLUMNS",
     "ORDER",
     "Judged",
+    "KnnProbe",
+    "LinearProbe",
     "Scores",
     "balanced_accuracy",
     "best_supervised",
     "build_random",
     "class_thirds",
+    "classify",
     "compute_scores",
     "extract_features",
+    "fit_knn",
+    "fit_linear",
+    "judge_features",
     "knn_probe",
     "knn_scores",
     "linear_probe",
+    "majority",
     "print_table",
+    "result_row",
+    "stream_features",
     "train_supervised",
     "write_results",
 ]

@@ -1,32 +1,53 @@
 """Features of every image of a store, by any network, and the network that a run starts from."""
 
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from amimv import InputError
 from amimv.models.backbones import BackboneSpec, build_backbone, encode
 from amimv.pipelines import ImageStore, ViewParams, render
 
+#: Whose size, mean, std and value range images are rendered by: a backbone's, or those of the training images.
+Like = BackboneSpec | ImageStore
 
-@torch.inference_mode()
+
 def extract_features(
     network: nn.Module | None,
     store: ImageStore,
-    spec: BackboneSpec,
+    like: Like | None = None,
     chunk: int = 512,
     indices: Tensor | None = None,
 ) -> Tensor:
     """Features ``(N, D)`` of the images' normalised views, ``float32``, on the device.
 
     Args:
-        network: in evaluation mode during the call; None gives the normalised pixels themselves.
-        spec: size, mean and std that the images are rendered by.
+        network: from ``(B, C, S, S)`` to ``(B, D)``, such as a model of timm with ``num_classes=0``; in evaluation
+            mode during the call. None gives the normalised pixels themselves.
+        like: a backbone's spec, or the training images, by whose size, mean, std and value range the images are
+            rendered; None: by the store's own.
         chunk: images at a time.
         indices: ``(M,)`` which images, instead of all.
+
+    Raises:
+        InputError: for a network whose output is not ``(B, D)``.
     """
-    params = ViewParams(spec.size, spec.mean, spec.std, spec.value_range)
-    parts = []
+    return torch.cat(list(stream_features(network, store, like, chunk, indices)))
+
+
+@torch.inference_mode()
+def stream_features(
+    network: nn.Module | None,
+    store: ImageStore,
+    like: Like | None = None,
+    chunk: int = 512,
+    indices: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """What `extract_features` gives, ``chunk`` rows at a time, none of which is kept."""
+    like = store if like is None else like
+    params = ViewParams(like.size, like.mean, like.std, like.value_range)
     was_training = network is not None and network.training
     if network is not None:
         network.eval()
@@ -35,10 +56,17 @@ def extract_features(
     rest = [indices[None, whole:]] if whole < len(indices) else []
     for images in chain.from_iterable(map(store.stream, [indices[:whole].view(-1, chunk), *rest])):
         view = render(images, params)
-        parts.append(view.flatten(1) if network is None else encode(network, view).float())
+        yield view.flatten(1) if network is None else _encode(network, view)
     if network is not None:
         network.train(was_training)
-    return torch.cat(parts)
+
+
+def _encode(network: nn.Module, views: Tensor) -> Tensor:
+    features = encode(network, views)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"the network gives {got}, expected features (B, D): of a timm model, give num_classes=0")
+    return features.float()
 
 
 def build_random(spec: BackboneSpec, seed: int, device: torch.device | str) -> nn.Module:

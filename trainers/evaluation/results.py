@@ -1,16 +1,26 @@
-"""The rows of ``results.csv``: what a probe said, as a file and as a table for people."""
+"""The rows of ``results.csv``: what probes say of features, as rows, as a file and as a table for people."""
 
 import csv
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from amimv.files import replacing
-from amimv.trainers.evaluation.metrics import SCORES
+from amimv.pipelines import ImageStore, realised_ratio
+from amimv.trainers.evaluation.metrics import SCORES, compute_scores
+from amimv.trainers.evaluation.probes import balanced_accuracy, knn_probe, linear_probe
+
+logger = logging.getLogger("amimv")
+
+#: What needs the labels, for messages.
+EVALUATION = "an evaluation"
 
 COLUMNS = [
     "run",
@@ -44,7 +54,7 @@ class Judged:
     """What one probe on some features said.
 
     Attributes:
-        features: majority, raw pixels, random, pretrained or supervised.
+        features: whose: majority, raw pixels, random, pretrained or supervised, or any other name.
         probe: knn, linear, classifier (from scratch), fine-tuned, or empty for the majority class.
         k: neighbours of kNN, else empty.
         val, test: class scores ``(N, C)`` in [0, 1]; every choice was made on those of val.
@@ -57,10 +67,78 @@ class Judged:
     test: Tensor
 
 
-def write_results(rows: list[dict[str, Any]], path: Path) -> None:
-    """``results.csv``, whole or not at all."""
-    with replacing(path, newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+def judge_features(
+    name: str, features: Sequence[Tensor], labelled: ImageStore, val: ImageStore, test: ImageStore
+) -> tuple[Judged, Judged]:
+    """kNN and linear probe; one search scores val, by which k or penalty is chosen, and test.
+
+    Args:
+        name: of whatever made the features.
+        features: ``(N, D)`` of each of the three stores.
+        labelled, val, test: images of one data set.
+
+    Raises:
+        InputError: a store has no labels, or as `knn_probe`.
+    """
+    train_x, val_x, test_x = features
+    args = (
+        train_x,
+        labelled.known_labels(EVALUATION),
+        val_x,
+        val.known_labels(EVALUATION),
+        torch.cat([val_x, test_x]),
+        labelled.n_classes,
+    )
+    parts = [len(val_x), len(test_x)]
+    knn, k = knn_probe(*args)
+    linear, _ = linear_probe(*args)
+    return Judged(name, "knn", k, *knn.split(parts)), Judged(name, "linear", "", *linear.split(parts))
+
+
+def majority(labelled: ImageStore, val: ImageStore, test: ImageStore) -> Judged:
+    """Always answering by the training frequencies, so that the largest class wins."""
+    shares = torch.tensor(labelled.class_counts(), device=test.device) / len(labelled)
+    return Judged("majority", "", "", *(shares.expand(len(store), -1) for store in (val, test)))
+
+
+def result_row(
+    judged: Judged,
+    labelled: ImageStore,
+    val: ImageStore,
+    test: ImageStore,
+    fraction: float = 1.0,
+    thirds_by: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """The columns of a row that say what came out; what trained the features is for whoever knows it to add.
+
+    Args:
+        judged: what a probe said of val and test.
+        labelled, val, test: images of one data set.
+        fraction: which share of the training labels ``labelled`` has.
+        thirds_by: training images of each class, which decide about head and tail; None: those of ``labelled``.
+    """
+    counts = labelled.class_counts()
+    truth, scores = (values.cpu().numpy() for values in (test.known_labels(EVALUATION), judged.test))
+    result = compute_scores(truth, scores, test.task, thirds_by or counts)
+    if result.auc is None:
+        logger.info("no AUC for %s %s: %s", judged.features, judged.probe, result.auc_note)
+    values = {name: getattr(result, name) for name in SCORES}
+    return {
+        "data": test.name,
+        "realised_ratio": round(realised_ratio(counts), 4),
+        "n_train": len(labelled),
+        "features": judged.features,
+        "probe": judged.probe,
+        "k": judged.k,
+        "label_fraction": fraction,
+        "val_balanced_accuracy": round(float(balanced_accuracy(judged.val, val.known_labels(EVALUATION))), 6),
+    } | {name: "" if value is None else round(value, 6) for name, value in values.items()}
+
+
+def write_results(rows: list[dict[str, Any]], path: Path | str) -> None:
+    """``results.csv``, whole or not at all: ``COLUMNS``, empty where a row has none, and whatever else there is."""
+    with replacing(Path(path), newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import re
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +30,13 @@ from amimv.trainers.evaluation import (
     build_random,
     extract_features,
     print_table,
+    stream_features,
     supervised,
     train_supervised,
     write_results,
 )
 from amimv.trainers.evaluation import run as run_module
-from amimv.trainers.evaluation.run import evaluate_features, evaluate_run, judge
+from amimv.trainers.evaluation.run import evaluate_features, evaluate_run, judge, supervised_settings
 from amimv.trainers.layers import resolve, to_yaml
 from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import PretrainSettings
@@ -62,6 +65,11 @@ def tiny() -> Splits:
 
 def settings_for(*flags: str) -> PretrainSettings:
     return resolve(["--supervised-steps", "2", "--batch-size", "16", *flags])[0]
+
+
+def how(settings: PretrainSettings) -> dict:
+    """Of `train_supervised`, all but the learning rate."""
+    return {name: value for name, value in supervised_settings(settings).items() if name != "lrs"}
 
 
 def judged(settings: PretrainSettings, splits: Splits) -> list[dict]:
@@ -230,13 +238,13 @@ def test_supervised_training_learns_an_easy_set_and_is_deterministic() -> None:
     settings = resolve(["--supervised-steps", "40", "--batch-size", "24", "--hue", "0"])[0]
     train, test = easy_store("train", 16), easy_store("test", 20)
     spec = backbone_spec(settings, train)
-    backbone, classifier = train_supervised(settings, spec, train, build_random(spec, 0, "cpu"))
+    backbone, classifier = train_supervised(build_random(spec, 0, "cpu"), train, spec, **how(settings))
     with torch.no_grad():
         logits = classifier(extract_features(backbone, test, spec))
     assert (logits.argmax(dim=1) == test.labels).double().mean() > 0.95
     assert not backbone.training
     torch.manual_seed(1234)  # what was drawn from the global generator before must not matter
-    again, head = train_supervised(settings, spec, train, build_random(spec, 0, "cpu"))
+    again, head = train_supervised(build_random(spec, 0, "cpu"), train, spec, **how(settings))
     for one, other in ((backbone, again), (classifier, head)):
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
@@ -258,7 +266,7 @@ def test_a_few_labels_are_normalised_as_all_images_are(monkeypatch: pytest.Monke
     spec = backbone_spec(settings, train)
     few = train.subset(torch.tensor([0, 1, 2, 3]))
     assert few.mean != train.mean
-    train_supervised(settings, spec, few, build_random(spec, 0, "cpu"))
+    train_supervised(build_random(spec, 0, "cpu"), few, spec, **how(settings))
     assert seen == [(spec.mean, spec.std)]
 
 
@@ -275,7 +283,7 @@ def test_supervised_training_takes_so_many_steps(steps: int, monkeypatch: pytest
     train = easy_store("train", 3)
     settings = settings_for("--supervised-steps", str(steps), "--batch-size", "4")
     spec = backbone_spec(settings, train)
-    train_supervised(settings, spec, train, build_random(spec, 0, "cpu"))  # two steps an epoch
+    train_supervised(build_random(spec, 0, "cpu"), train, spec, **how(settings))  # two steps an epoch
     assert sorted(set(factors)) == [(step, steps) for step in range(steps)]  # once per parameter group
 
 
@@ -341,10 +349,10 @@ def test_fine_tuning_starts_from_the_pretrained_weights(monkeypatch: pytest.Monk
     backbone = pretrained_backbone(spec)
     starts, rates, train = [], [], supervised.train_supervised
 
-    def spy(s: PretrainSettings, spec: BackboneSpec, store: ImageStore, start: nn.Module, lr: float) -> object:
+    def spy(start: nn.Module, store: ImageStore, like: BackboneSpec, *, lr: float, **settings: object) -> object:
         starts.append(state_of(start))
         rates.append((len(store), lr))
-        return train(s, spec, store, start, lr)
+        return train(start, store, like, lr=lr, **settings)
 
     monkeypatch.setattr(supervised, "train_supervised", spy)
     list(judge(settings, splits, spec, backbone))
@@ -361,11 +369,11 @@ def test_a_fine_tuned_row_is_a_training_from_there() -> None:
     backbone = pretrained_backbone(spec)
     one = found_by(settings, splits, backbone, "fine-tuned")
     assert (one.features, one.k) == ("pretrained", "")
-    network = train_supervised(settings, spec, splits.train, copy.deepcopy(backbone), 0.002)
+    network = train_supervised(copy.deepcopy(backbone), splits.train, spec, lr=0.002, **how(settings))
     for scores, store in ((one.val, splits.val), (one.test, splits.test)):
         torch.testing.assert_close(scores, plain_scores(network, store, spec), rtol=1e-3, atol=1e-4)
     assert not equal(state_of(network[0]), state_of(backbone)), "the backbone is trained, too"
-    scratch = train_supervised(settings, spec, splits.train, build_random(spec, 0, "cpu"), 0.002)
+    scratch = train_supervised(build_random(spec, 0, "cpu"), splits.train, spec, lr=0.002, **how(settings))
     assert (one.test - plain_scores(scratch, splits.test, spec)).abs().max() > 0.01
 
 
@@ -377,7 +385,7 @@ def test_the_supervised_row_is_a_training_from_the_runs_random_start(pretrained:
     one = found_by(settings, splits, pretrained_backbone(spec) if pretrained else None, "classifier")
     assert one.features == "supervised"
     torch.manual_seed(5)
-    network = train_supervised(settings, spec, splits.train, build_backbone(spec), 5e-3)
+    network = train_supervised(build_backbone(spec), splits.train, spec, **how(settings))
     for scores, store in ((one.val, splits.val), (one.test, splits.test)):
         torch.testing.assert_close(scores, plain_scores(network, store, spec), rtol=1e-3, atol=1e-4)
 
@@ -421,18 +429,16 @@ def test_the_rate_is_chosen_on_val_and_never_on_test(
     backbones = {rate: nn.Identity() for rate in rates}
     right = {"val": val, "test": test}
 
-    def train(*args: object) -> object:
-        return backbones[float(str(args[4]))], nn.Identity()
+    def train(*args: object, lr: float) -> object:
+        return backbones[lr], nn.Identity()
 
     def classify(network: tuple[nn.Module, nn.Module], store: ImageStore, spec: BackboneSpec) -> Tensor:
         i = [backbones[rate] for rate in rates].index(network[0])  # type: ignore[arg-type]
         return with_accuracy(store.labels, right[store.split][i])
 
     monkeypatch.setattr(supervised, "train_supervised", train)
-    monkeypatch.setattr(supervised, "_classify", classify)
-    settings = settings_for("--supervised-lr", *map(str, rates))
-    spec = backbone_spec(settings, splits.train)
-    network, *scores = best_supervised(settings, spec, splits.train, splits, nn.Identity())
+    monkeypatch.setattr(supervised, "classify", classify)
+    network, *scores = best_supervised(nn.Identity(), splits.train, splits.val, splits.test, lrs=rates)
     assert network is backbones[rates[taken]]
     assert torch.equal(scores[0], with_accuracy(splits.val.labels, val[taken]))
     assert torch.equal(scores[1], with_accuracy(splits.test.labels, test[taken]))
@@ -745,7 +751,49 @@ def test_a_rate_that_diverges_is_passed_over_and_all_of_them_are_an_error(tiny: 
     settings = settings_for("--supervised-lr", "1e30", "1e-4", "--supervised-steps", "4")
     spec = backbone_spec(settings, tiny.train)
     start = build_random(spec, 0, "cpu")
-    _, val, _ = best_supervised(settings, spec, tiny.train, tiny, start)
+    stores = (tiny.train, tiny.val, tiny.test, spec)
+    _, val, _ = best_supervised(start, *stores, **supervised_settings(settings))
     assert val.isfinite().all()
     with pytest.raises(InputError, match=r"diverged at every learning rate \(1e\+30\)"):
-        best_supervised(replace(settings, supervised_lr=(1e30,)), spec, tiny.train, tiny, start)
+        best_supervised(start, *stores, **supervised_settings(replace(settings, supervised_lr=(1e30,))))
+
+
+# The library alone
+
+
+def test_nothing_in_it_knows_of_runs() -> None:
+    """All but what composes it for them."""
+    modules = sorted(Path(run_module.__file__).parent.glob("*.py"))
+    known = {path.name: set(re.findall(r"from (amimv\.trainers\.\S+) import", path.read_text())) for path in modules}
+    assert "amimv.trainers.settings" in known.pop("run.py")
+    assert len(known) >= 6
+    within = {f"amimv.trainers.evaluation.{path.stem}" for path in modules} - {"amimv.trainers.evaluation.run"}
+    assert set().union(*known.values()) <= within | {"amimv.trainers.schedules"}
+
+
+def test_images_are_rendered_by_their_own_statistics_or_anothers(tiny: Splits) -> None:
+    own, train = tiny.test, tiny.train
+    assert own.mean != train.mean
+    for like in (own, train):
+        spec = BackboneSpec(size=28, mean=like.mean, std=like.std)
+        expected = plain_features(None, own, spec)
+        torch.testing.assert_close(extract_features(None, own, like, chunk=9), expected, rtol=0, atol=2e-5)
+    assert torch.equal(extract_features(None, own), extract_features(None, own, own))
+
+
+def test_a_network_that_gives_no_features_is_one_line(tiny: Splits) -> None:
+    with pytest.raises(InputError, match=r"gives \(28, 16, 26, 26\), expected features \(B, D\)"):
+        extract_features(nn.Conv2d(3, 16, 3), tiny.test)
+
+
+def test_training_on_labels_needs_them(tiny: Splits) -> None:
+    with pytest.raises(InputError, match="supervised training needs labels"):
+        train_supervised(nn.Identity(), replace(tiny.train, labels=None))
+
+
+def test_features_come_in_parts_that_nobody_keeps(tiny: Splits) -> None:
+    parts = [weakref.ref(part) for part in stream_features(None, tiny.test, chunk=10)]
+    assert len(parts) == 3
+    assert not any(part() is not None for part in parts)
+    whole = torch.cat(list(stream_features(None, tiny.test, chunk=10)))
+    assert torch.equal(whole, extract_features(None, tiny.test, chunk=10))
