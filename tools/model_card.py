@@ -9,7 +9,7 @@ from medmnist import INFO
 from torch import nn
 
 from amimv.models.backbones import BackboneSpec, feature_width, timm_note
-from amimv.pipelines.samplers import LABEL_SAMPLERS
+from amimv.pipelines.names import LABEL_SAMPLERS
 from amimv.pipelines.sources.npz import medmnist_names
 from amimv.tools.report import split_parts, to_frame
 from amimv.tools.report_page.runs import Study, command_of, read_environment, read_study

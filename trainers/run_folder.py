@@ -18,7 +18,7 @@ from amimv import InputError, __version__, user_path
 from amimv.fields import EVALUATION, NOTHING
 from amimv.files import locked, replacing
 from amimv.pipelines import save_indices
-from amimv.pipelines.sources.load import FOLDER
+from amimv.pipelines.names import FOLDER
 from amimv.trainers.identity import check_data
 from amimv.trainers.layers import from_yaml, to_yaml
 from amimv.trainers.settings import PretrainSettings, that_touch
