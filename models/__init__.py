@@ -1,5 +1,5 @@
-"""Backbones, losses and methods; loaded name by name, as ``__init__.pyi`` says."""
+"""Backbones, losses and methods."""
 
-import lazy_loader
+from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, save_backbone
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = ["BackboneSpec", "build_backbone", "load_backbone", "save_backbone"]

@@ -20,19 +20,8 @@ from amimv import InputError
 from amimv.pipelines.rng import Key, Stream, integers
 from amimv.pipelines.sources.labels import shortened
 from amimv.pipelines.sources.listing import SPLIT_NAMES
-from amimv.pipelines.sources.table import Table, read_table
+from amimv.pipelines.sources.table import GROUP_COLUMNS, NAME_COLUMNS, Table, read_table
 
-#: The columns that are read as groups where none is named: the first that a file has. Columns are compared in lower
-#: case, blanks and hyphens as underscores ("Patient ID" is ``patient_id``).
-GROUP_COLUMNS = (
-    *("group", "group_id", "patient", "patient_id", "subject", "subject_id"),
-    *("lesion", "lesion_id", "slide", "slide_id", "case", "case_id"),
-)
-#: The columns that are read as names of image files: the first that a file has.
-NAME_COLUMNS = (
-    *("file", "file_name", "filename", "path", "file_path", "image_path", "image"),
-    *("image_name", "image_id", "image_index", "isic_id", "name"),
-)
 #: How a missing group looks as text, in lower case: empty cells, and what NumPy and pandas make of None and NaN.
 MISSING = ("", "nan", "none", "null", "<na>", "nat")
 #: The end of a file's name; digits are none, as in the names of DICOM files.

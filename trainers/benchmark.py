@@ -9,7 +9,6 @@ Exit status: 0 done, 1 some cells failed (``failed/NAME.txt`` says why, the rest
 interrupted: the same command goes on.
 """
 
-import itertools
 import logging
 import os
 import shutil
@@ -17,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -43,7 +41,7 @@ from amimv.files import locked
 from amimv.threads import decide, idle_cores, usable_cores, users_own
 from amimv.trainers.build import build_training
 from amimv.trainers.launch import asked, make_accelerator
-from amimv.trainers.loop import train_step
+from amimv.trainers.length import endless_batches, time_steps
 from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import Cell, digest_of, image_shape, read_study, write_plan
 
@@ -280,16 +278,9 @@ def measure_rate(settings: PretrainSettings) -> Measured | str:
             training = build_training(settings, make_accelerator(settings, Path(folder)))
         except InputError as error:
             return str(error)
-        batches = itertools.chain.from_iterable(training.loader.epoch(epoch) for epoch in itertools.count())
-        for _ in range(MEASURED):
-            step = train_step(training, batches, 0)
-        step.values.tolist()  # waits for the device
-        started = time.perf_counter()
-        for _ in range(MEASURED):
-            step = train_step(training, batches, 0)
-        step.values.tolist()
-        views = len(training.loader.recipe.views)
-        rate = MEASURED * settings.batch_size * views / (time.perf_counter() - started)
+        batches, views = endless_batches(training), len(training.loader.recipe.views)
+        time_steps(training, batches, MEASURED)
+        rate = time_steps(training, batches, MEASURED) * settings.batch_size * views
         return Measured(rate, views, training.total_steps)
 
 

@@ -38,7 +38,7 @@ class Training:
         method: the networks and their loss; ``method.online`` is what learns.
         online: that, wrapped where there are several processes.
         optimizer: of its parameters.
-        total_steps: optimiser steps of the whole run.
+        total_steps: optimiser steps of the whole run; 0 until they are known, of one that is given minutes.
         step: optimiser steps that are done.
     """
 
@@ -113,7 +113,7 @@ def cap_queue(settings: PretrainSettings, images: int) -> PretrainSettings:
 
 
 def build_loader(settings: PretrainSettings, store: ImageStore, accelerator: Accelerator) -> PairLoader:
-    """The process's share of the pairs, for as many epochs as the run has steps."""
+    """The process's share of the pairs."""
     s = settings
     loader = PairLoader(
         store,
@@ -130,15 +130,25 @@ def build_loader(settings: PretrainSettings, store: ImageStore, accelerator: Acc
         # On a CPU compiled views are slower; DALI's operators are compiled already.
         compile=s.compile and accelerator.device.type == "cuda" and s.backend == "kornia",
     )
-    epochs = math.ceil(s.steps / loader.steps_per_epoch) if s.steps else s.epochs or 0
-    loader.sampler.epochs = epochs
-    if "cluster-balanced" in (s.sampler, s.partner) and epochs <= s.cluster_every:
+    return loader
+
+
+def set_length(loader: PairLoader, settings: PretrainSettings) -> int:
+    """Tell the loader how many epochs there will be.
+
+    Returns:
+        Optimiser steps of the whole run; 0 where so far only its minutes are known.
+    """
+    s = settings
+    steps = s.steps or (s.epochs or 0) * loader.steps_per_epoch
+    loader.sampler.epochs = epochs = math.ceil(steps / loader.steps_per_epoch)
+    if "cluster-balanced" in (s.sampler, s.partner) and 0 < epochs <= s.cluster_every:
         logger.warning(
             "cluster-balanced draws uniformly in all %d epochs: the first clusters come after %d (--cluster-every)",
             epochs,
             s.cluster_every,
         )
-    return loader
+    return steps
 
 
 def build_training(settings: PretrainSettings, accelerator: Accelerator) -> Training:
@@ -163,5 +173,5 @@ def build_training(settings: PretrainSettings, accelerator: Accelerator) -> Trai
         for network in method.children():
             network.compile()
     online, optimizer = accelerator.prepare(method.online, optimizer)
-    total_steps = s.steps or (s.epochs or 0) * loader.steps_per_epoch
+    total_steps = set_length(loader, s)
     return Training(s, accelerator, subset, held_out, spec, loader, method, online, optimizer, total_steps)

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 from amimv import InputError, check_choice
 from amimv.fields import NOTHING, Idle, check_setting
-from amimv.pipelines.names import FOLDER
-from amimv.pipelines.policy import operation_settings
+from amimv.pipelines.params import operation_settings
+from amimv.pipelines.sources.load import FILES
 from amimv.trainers.conditions import letters, one_image
 from amimv.trainers.optimizers import optimizers
 from amimv.trainers.settings import ALONE, SUBSET, PretrainSettings, of_role, that_touch
@@ -19,10 +19,10 @@ def check(settings: PretrainSettings) -> None:
         check_setting(field, getattr(s, field.name))
     if s.profile == "natural" and s.rho != 1:
         raise InputError(f"profile natural has no ratio, but rho is {s.rho:g}: leave one of them out")
-    if s.size is not None and not s.data.startswith(FOLDER):  # which scales to any size
+    if s.size is not None and not s.data.startswith(FILES):  # which are scaled to any size
         check_choice("size", str(s.size), ("28", "64", "128", "224"))
-    if s.epochs is None and s.steps is None:
-        raise InputError("no length of training: give --epochs or --steps")
+    if s.epochs is None and s.steps is None and s.minutes is None:
+        raise InputError("no length of training: give --epochs, --steps or --minutes")
     if optimizers()[s.optimizer].second_order:
         raise InputError(f"optimizer {s.optimizer} needs second derivatives, which training lacks: give another")
     if optimizers()[s.optimizer].lars and s.weight_decay == 0:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from amimv import InputError, check_choice, shown
 from amimv.fields import Idle
-from amimv.pipelines.names import FOLDER, SAME_GROUP
-from amimv.pipelines.policy import operation_settings
+from amimv.pipelines.params import operation_settings
 from amimv.pipelines.recipes import HARD, RECIPES, parse_recipe
+from amimv.pipelines.samplers import SAME_GROUP
+from amimv.pipelines.sources.listing import SPLITS
+from amimv.pipelines.sources.load import FILES
 from amimv.trainers.optimizers import optimizers
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ def check_warmup(value: float) -> None:
 def check_rho(value: float) -> None:
     if not 1 <= value < math.inf:
         raise InputError(f"rho is {value}, expected a ratio (largest over smallest class) of at least 1")
+
+
+def check_shares(value: tuple[float, ...]) -> None:
+    if len(value) != len(SPLITS) or not all(share > 0 for share in value) or abs(sum(value) - 1) > 1e-6:
+        raise InputError(f"split is {shown(value)}, expected shares of train, val and test whose sum is 1")
 
 
 def check_name(value: str) -> None:
@@ -102,7 +109,8 @@ NO_STRENGTHS = Idle("recipe {recipe} has no hard and soft strength", lambda s: n
 NO_PARTNER = Idle("recipe {recipe} has no partner", lambda s: one_image(s) and s.partner != "uniform")
 PARTNERED = Idle("recipe {recipe} has partners", lambda s: not one_image(s))
 NO_LOCAL_CROPS = Idle("recipe {recipe} has no local crops", lambda s: "L" not in letters(s))
-NO_GROUPS = Idle("the partner is {partner}, not same-group", lambda s: s.partner != SAME_GROUP)
+NO_GROUPS = Idle("the partner is {partner}, not same-group", lambda s: s.partner != SAME_GROUP and not s.split)
+NOT_CUT = Idle("no split is given", lambda s: not s.split)
 NO_BETA = Idle("no sampler is effective-number", lambda s: "effective-number" not in (s.sampler, s.partner))
 NO_CLUSTERS = Idle("no sampler is cluster-balanced", lambda s: "cluster-balanced" not in (s.sampler, s.partner))
 NO_NEGATIVES = Idle(
@@ -113,5 +121,5 @@ NO_MOMENTUM = Idle("optimizer {optimizer} has none", lambda s: not optimizers()[
 NO_LABELS = Idle("nothing is trained on labels", _untrained_labels)
 NO_LABEL_STEPS = Idle(NO_LABELS.reason, lambda s: bool(s.supervised_steps) and _untrained_labels(s))
 NOTHING_DRAWN = Idle("neither phantom, a subset nor a share of the labels is drawn", _nothing_drawn)
-NO_FOLDER = Idle("{data} is no folder of images", lambda s: not s.data.startswith(FOLDER))
-NO_ROOT = Idle("{data} is not looked for there", lambda s: s.data == "phantom" or s.data.startswith(FOLDER))
+NO_FILES = Idle("{data} is neither a folder of images nor a CSV file", lambda s: not s.data.startswith(FILES))
+NO_ROOT = Idle("{data} is not looked for there", lambda s: s.data == "phantom" or s.data.startswith(FILES))

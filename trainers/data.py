@@ -11,7 +11,7 @@ from amimv.pipelines import ImageStore, label_fraction, load_indices, load_store
 from amimv.pipelines.sources.listing import NoSplit
 from amimv.trainers.conditions import is_natural
 from amimv.trainers.evaluation.results import EVALUATION
-from amimv.trainers.settings import DataSettings, PretrainSettings
+from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
 
@@ -65,7 +65,7 @@ class Splits:
         return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test)
 
 
-def load_split(settings: DataSettings, split: str, device: torch.device | str) -> ImageStore:
+def load_split(settings: PretrainSettings, split: str, device: torch.device | str) -> ImageStore:
     """One split of the run's data set, whole. On a GPU the test images stay in host memory, as they wait for the end
     of the training.
     """
@@ -84,6 +84,10 @@ def load_split(settings: DataSettings, split: str, device: torch.device | str) -
         value_range=s.value_range,
         resident=False if waits else None,
         cache=s.cache,
+        columns=s.columns,
+        shares=s.split,
+        split_seed=s.split_seed,
+        skip_damaged=s.skip_damaged,
     )
 
 
@@ -100,11 +104,7 @@ def subset_indices(settings: PretrainSettings, store: ImageStore) -> torch.Tenso
 
 def load_training_subset(settings: PretrainSettings, device: torch.device | str) -> Subset:
     """The training split, cut to the run's long tail (or to saved indices)."""
-    return subset_of(settings, load_split(settings, "train", device))
-
-
-def subset_of(settings: PretrainSettings, store: ImageStore) -> Subset:
-    """The training split ``store`` likewise."""
+    store = load_split(settings, "train", device)
     indices = subset_indices(settings, store)
     return Subset(store if len(indices) == len(store) else store.subset(indices), indices)
 

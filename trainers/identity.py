@@ -28,6 +28,7 @@ FIELDS = {
     "classes": "the names of the classes of the {split} images are not those of the run's beginning",
     "labels": "the labels of the {split} images are not those of the run's beginning",
     "groups": "the groups of the {split} images are not those of the run's beginning",
+    "left_out": "the damaged files that are left out of the {split} images are not those of the run's beginning",
     "indices": "the training subset is of other images than when the run began",
     "files": "names or sizes of the {split} files are not those of the run's beginning",
     "content": "the pixels of the {split} images are not those of the run's beginning",
@@ -49,13 +50,16 @@ def identify(store: ImageStore, indices: Tensor | None = None) -> dict[str, Any]
         indices: ``(M,)`` which images of the published split they are.
 
     Returns:
-        Numbers and digests by the names of ``FIELDS``, ready for JSON.
+        Numbers, digests and names by the names of ``FIELDS``, ready for JSON; beside them the images of each class.
 
     Raises:
         OSError: a file is not there, or cannot be read.
     """
     found: dict[str, Any] = {"images": len(store), "shape": list(store.images.shape[1:])}
     found["classes"] = _digest([repr(store.class_names).encode()])
+    found["per_class"] = store.class_counts()
+    if store.left_out:
+        found["left_out"] = list(store.left_out)
     for name, column in (("labels", store.labels), ("groups", store.groups)):
         if column is not None:
             found[name] = _digest(_bytes_of(column))

@@ -7,8 +7,9 @@ the command line. Every resolved value remembers its layer.
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,10 @@ from amimv.trainers.yaml_values import coerce, read_yaml
 logger = logging.getLogger("amimv")
 
 CONFIGS = Path(__file__).parent / "configs"
+#: The settings that say how long a training is, of which one is set.
+LENGTHS = ("epochs", "steps", "minutes")
+#: The preset that stands for the one of the data's kind of images, and the kind where nothing is known.
+AUTO, PHOTOGRAPH = "auto", "photograph"
 #: Settings of version 0.1.0 that are an override of ``second`` now, and the operation's setting that each overrides.
 SECOND_OF_OLD = {f"second_{name}": name for name in ("crop_min", "jitter_p", "grey_p", "blur_p", "solarise_p")}
 
@@ -72,11 +77,28 @@ def second_words(value: Any) -> Any:
     return tuple(f"{key}={','.join(map(str, v if isinstance(v, list) else [v]))}" for key, v in value.items())
 
 
-def _preset_layer(preset: str, method: str) -> dict[str, Any]:
-    """A preset's settings, and those that it has for one method."""
-    content = read_yaml(CONFIGS / "presets" / f"{preset}.yaml")
-    by_method = content.pop("methods", {})
-    return content | by_method.get(METHOD_ALIASES.get(method, method), {})
+@cache
+def presets() -> dict[str, tuple[str, ...]]:
+    """The presets by name, each with the data sets whose images are such."""
+    files = sorted((CONFIGS / "presets").glob("*.yaml"))
+    return {path.stem: tuple(read_yaml(path).get("sets", ())) for path in files}
+
+
+def preset_of(data: str) -> str | None:
+    """The kind of images that a data set is known to have."""
+    return next((preset for preset, sets in presets().items() if data in sets), None)
+
+
+def _preset_layers(preset: str, method: str, small: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A preset's settings, and those that it has for one method or for the small backbone, with which it lies on the
+    preset `small`.
+    """
+    for name in dict.fromkeys(("small", preset) if small else (preset,)) if preset != "none" else ():
+        content = read_yaml(CONFIGS / "presets" / f"{name}.yaml")
+        content.pop("sets", None)
+        by_method, if_small = content.pop("methods", {}), content.pop("small", {})
+        own = by_method.get(METHOD_ALIASES.get(method, method), {})
+        yield f"preset {name}", content | (if_small if small else {}) | own
 
 
 def _given(argv: list[str]) -> list[str]:
@@ -102,17 +124,17 @@ def _peek(argv: list[str], name: str) -> str | None:
 
 
 def _over(lower: dict[str, Any], layer: dict[str, Any], source: str) -> dict[str, Any]:
-    """A layer laid over those below it: its ``second`` over theirs, setting by setting, and a length over the other.
+    """A layer laid over those below it: its ``second`` over theirs, setting by setting, and a length over any other.
 
     Raises:
-        InputError: the layer has both lengths.
+        InputError: the layer has two lengths.
     """
-    if layer.get("epochs") and layer.get("steps"):
-        raise InputError(f"{source} gives both epochs and steps: give one of them")
+    lengths = [name for name in LENGTHS if layer.get(name)]
+    if len(lengths) > 1:
+        raise InputError(f"{source} gives both {lengths[0]} and {lengths[1]}: give one of them")
     values = lower | layer
-    for name, other in (("epochs", "steps"), ("steps", "epochs")):
-        if layer.get(name):
-            values[other] = None
+    if lengths:
+        values |= {name: None for name in LENGTHS if name not in lengths}
     if "second" in layer:
         values["second"] = write_second(read_second(lower.get("second", ())) | read_second(layer["second"]))
     return values
@@ -127,24 +149,21 @@ def _layered(
     """
     method = first("method", PretrainSettings.method)
     cls = settings_class(method)
-    preset = first("preset", PretrainSettings.preset)
-    small = first("data", "phantom") == "phantom" or first("backbone", "small") == "small"
-    if preset == "auto":
-        preset = "small" if small else "none"
-    presets = tuple(sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml")))
-    check_choice("preset", preset, (*presets, "none"))
+    data, preset = first("data", PretrainSettings.data), first("preset", PretrainSettings.preset)
+    small = data == PretrainSettings.data or first("backbone", PretrainSettings.backbone) == "small"
+    chosen = (preset_of(data) or PHOTOGRAPH) if preset == AUTO else preset
+    check_choice("preset", chosen, (*presets(), "none"))
 
     published = CONFIGS / f"{method}.yaml"
     layers = [(f"configs/{method}.yaml", read_yaml(published))] if published.exists() else []
-    if preset != "none":
-        layers.append((f"preset {preset}", _preset_layer(preset, method)))
+    layers += _preset_layers(chosen, method, small)
     values: dict[str, Any] = {}
     sources = {field.name: "default" for field in fields(cls)}
     for layer_source, content in [*layers, (source, config)]:
         below, values = values, _over(values, _layer(content, cls, layer_source), layer_source)
         changed = {name for name in values if name in modernised(content, {}) or values[name] != below.get(name)}
         sources |= dict.fromkeys(changed, layer_source)
-    return cls, values | {"preset": preset}, sources
+    return cls, values | {"preset": chosen}, sources | ({"preset": AUTO} if preset == AUTO else {})
 
 
 def _settled(cls: type[PretrainSettings], values: dict[str, Any]) -> PretrainSettings:
@@ -186,24 +205,17 @@ def described(field: Field) -> str:
     return about["help"] + can_be
 
 
-def shown_as(kind: type) -> Any:
-    """A group of settings as tyro shows it, with what each is for; its instances are the group's own."""
-    described_fields = [
-        (field.name, Annotated[field.type, tyro.conf.arg(help=described(field))], field.default)
-        for field in fields(kind)
-    ]
-    return make_dataclass(
-        kind.__name__, described_fields, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__}
-    )
-
-
 def _command_line(method: str, values: dict[str, Any]) -> Any:
     """The settings in their groups, as tyro shows them: what it parses, with these values as defaults."""
     made = []
     for name, kind in groups(METHOD_ALIASES.get(method, method)).items():
-        shown = shown_as(kind)
+        described_fields = [
+            (field.name, Annotated[field.type, tyro.conf.arg(help=described(field))], field.default)
+            for field in fields(kind)
+        ]
+        shown_as = make_dataclass(name, described_fields, frozen=True, namespace={"__doc__": kind.__doc__})
         own = {field.name: values[field.name] for field in fields(kind) if field.name in values}
-        made.append((name, shown, shown(**own)))
+        made.append((name, shown_as, shown_as(**own)))
     return make_dataclass("Settings", made, frozen=True)()
 
 
@@ -239,6 +251,9 @@ def resolve(argv: list[str] | None = None, prog: str | None = None) -> tuple[Pre
     settings = _settled(cls, over | own)
     for names, reason in idle(settings, flags):
         logger.info("no effect here: %s: %s", ", ".join(names), reason)
+    if sources["preset"] == AUTO and preset_of(settings.data) is None:
+        others = ", ".join(name for name, sets in presets().items() if sets and name != settings.preset)
+        logger.info("preset %s, as nothing says what the images are; others: --preset %s", settings.preset, others)
     return settings, sources
 
 

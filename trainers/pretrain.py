@@ -53,10 +53,11 @@ logger = logging.getLogger("amimv")
 def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
     """One whole run, from the store to the table, in a folder that no other process writes to."""
     from amimv.trainers.launch import make_accelerator, on_main
+    from amimv.trainers.length import of_earlier_start
     from amimv.trainers.run_folder import run_path
     from amimv.trainers.start import claim_run
 
-    folder = run_path(settings)
+    folder, settings = run_path(settings), of_earlier_start(settings)
     accelerator = make_accelerator(settings, folder)
     with ExitStack() as held:
         again = on_main(accelerator, lambda: claim_run(settings, held))
@@ -74,12 +75,15 @@ def pretrain_in(
     from amimv.trainers.checkpoints import check_space, checkpoint_bytes
     from amimv.trainers.journal import Journal
     from amimv.trainers.launch import on_main
+    from amimv.trainers.length import fix_length
     from amimv.trainers.loop import restore, train
     from amimv.trainers.start import log_start, tie_to_data
     from amimv.trainers.trackers import tracking
 
     started = time.perf_counter()
     training = build_training(settings, accelerator)
+    sources = fix_length(training, sources)
+    settings = training.settings
     views = settings.batch_size * len(training.loader.recipe.views)
     journal = Journal(folder, accelerator, training.total_steps, views, bool(settings.tracker))
 

@@ -7,17 +7,18 @@ from that. Layers of files and flags are in `amimv.trainers.layers`.
 
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from amimv import check_choice
 from amimv.fields import EVALUATION, NOTHING, SEED, Field, setting
 from amimv.models.methods import METHODS
 from amimv.pipelines import BACKENDS, PARTNERS, PROFILES, SAMPLERS, ViewPolicy, build_policy
 from amimv.pipelines.operations import OPERATIONS
-from amimv.pipelines.policy import operation_settings
+from amimv.pipelines.params import operation_settings
 from amimv.pipelines.recipes import HARD, get_recipe
+from amimv.pipelines.sources.arrays import check_range
 from amimv.pipelines.sources.labels import check_task_name
-from amimv.pipelines.sources.value_range import check_range
+from amimv.pipelines.sources.table import by_role
 from amimv.trainers import conditions
 from amimv.trainers.optimizers import optimizers
 
@@ -34,8 +35,9 @@ class DataSettings:
 
     data: str = setting(
         "phantom",
-        "phantom, a 2-D MedMNIST name (retinamnist, ...), the path of an .npz in MedMNIST's layout, or folder:PATH "
-        "with a folder of images per class (without labels: with images) in PATH/train, PATH/val and PATH/test",
+        "phantom, a 2-D MedMNIST name (retinamnist, ...), the path of an .npz in MedMNIST's layout, folder:PATH "
+        "with a folder of images per class (without labels: with images) in PATH/train, PATH/val and PATH/test, or "
+        "csv:FILE with a row for each image",
         roles=(ALONE, SPLIT),
     )
     data_seed: int = setting(
@@ -45,10 +47,33 @@ class DataSettings:
         roles=(ALONE, SPLIT),
         idle=conditions.NOTHING_DRAWN,
     )
+    columns: tuple[str, ...] = setting(
+        (),
+        "of csv:FILE, which is what: image=NAME label=NAME (of several labels, 0 or 1 each: label=A,B) group=NAME "
+        "split=NAME; those that are not given are found by the names that they usually have",
+        check=by_role,
+        roles=(ALONE, SPLIT),
+    )
+    split: tuple[float, float, float] | None = setting(
+        None,
+        "shares of train, val and test, such as 0.7 0.1 0.2, by which data without splits are cut, each class alike "
+        "and groups kept whole",
+        check=conditions.check_shares,
+        roles=(ALONE, SPLIT),
+    )
+    split_seed: int = setting(
+        0, "which of these splits: any 64-bit integer", *SEED, roles=(ALONE, SPLIT), idle=conditions.NOT_CUT
+    )
+    skip_damaged: bool = setting(
+        False,
+        "of files: try them all first, list those that cannot be decoded, and leave them out",
+        roles=(ALONE, SPLIT),
+        idle=conditions.NO_FILES,
+    )
     size: int | None = setting(
         None,
-        "of the images, in pixels: 28, 64, 128 or 224, and any of a folder's; unset: 28, or what an .npz has, or "
-        "224 of a folder",
+        "of the images, in pixels: 28, 64, 128 or 224, and any of files; unset: 28, or what an .npz has, or 224 of "
+        "files",
         1,
         roles=(ALONE, SPLIT),
     )
@@ -76,16 +101,16 @@ class DataSettings:
     )
     cache: str | None = setting(
         None,
-        "a folder for decoded images of folder:PATH: the next start maps them into memory in seconds",
+        "a folder for decoded images of files: the next start maps them into memory in seconds",
         touches=NOTHING,
         roles=(ALONE, PATH),
-        idle=conditions.NO_FOLDER,
+        idle=conditions.NO_FILES,
     )
     groups: str | None = setting(
         None,
-        "of images of one patient, lesion or slide, for the partner same-group: a column of NAME_index.csv beside "
-        "the data, or FILE.csv:COLUMN; unset: train_groups, ... of an .npz that has them",
-        roles=(SPLIT,),
+        "of images of one patient, lesion or slide, for the partner same-group and for split: a column of "
+        "NAME_index.csv beside the data, or FILE.csv:COLUMN; unset: those that a csv:FILE or an .npz has",
+        roles=(ALONE, SPLIT),
         idle=conditions.NO_GROUPS,
     )
     value_range: tuple[float, float] | None = setting(
@@ -186,8 +211,14 @@ class TrainingSettings:
     """The networks' backbone and how long and by what it is trained."""
 
     backbone: str = setting("small", "small, or any timm model", roles=(ALONE,))
-    epochs: int | None = setting(None, "length of the training; or give steps", 1)
-    steps: int | None = setting(None, "length of the training in optimiser steps; or give epochs", 1)
+    epochs: int | None = setting(None, "length of the training; or give steps, or minutes", 1)
+    steps: int | None = setting(None, "length of the training in optimiser steps; or give epochs, or minutes", 1)
+    minutes: float | None = setting(
+        None,
+        "length of the training in minutes (loading and evaluation come on top): its rate is measured first, and "
+        "makes it a number of steps, which the run's config.yaml has",
+        above=True,
+    )
     batch_size: int = setting(256, "global: over all processes and accumulated micro-batches", 1, roles=(ALONE,))
     accumulation: int = setting(1, "micro-batches per optimiser step", 1)
     optimizer: str = setting(
@@ -283,7 +314,9 @@ class RunSettings:
     )
     preset: str = setting(
         "auto",
-        "small, dermatoscopy, none, or auto: small for phantom and for the small backbone, else none",
+        "what the images are, for their augmentation: photograph, microscopy, dermatoscopy or xray; auto: what is "
+        "known of a MedMNIST set, else photograph; small: the short training that all have with the small backbone; "
+        "none: as the method was published",
         touches=NOTHING,
         roles=(ALONE,),
     )
@@ -324,9 +357,8 @@ class PretrainSettings(
 def groups(method: str) -> dict[str, type]:
     """The settings of a run with this method as classes, by the names of the groups, in the order of ``--help``."""
     described = {field.name: field for kind in OPERATIONS for field in fields(kind)}
-    types = {name: kind for operation in OPERATIONS for name, kind in get_type_hints(operation).items()}
     augmentation = [
-        (name, types[name], field(default=value, metadata={**described[name].metadata, "roles": (ALONE,)}))
+        (name, described[name].type, field(default=value, metadata={**described[name].metadata, "roles": (ALONE,)}))
         for name, value in HARD.settings().items()
     ]
     space = {"__module__": __name__, "__doc__": ViewSettings.__doc__}

@@ -31,7 +31,7 @@ from amimv import InputError, check_choice, did_you_mean, shown
 from amimv.fields import NOTHING
 from amimv.files import replacing
 from amimv.pipelines import ImageStore, largest_total
-from amimv.pipelines.names import FOLDER
+from amimv.pipelines.sources.load import FILES
 from amimv.pipelines.sources.npz import medmnist_names
 from amimv.trainers.conditions import read_second
 from amimv.trainers.data import load_split, subset_indices
@@ -149,6 +149,8 @@ def _refuse_own(where: str, given: Iterable[str]) -> None:
     for key in given:
         if key in OWN:
             raise InputError(f"{where}: {key} cannot be given: the study sets it for each cell")
+        if key == "minutes":
+            raise InputError(f"{where}: minutes cannot be given: cells would differ in length; give steps or epochs")
 
 
 def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[str, Any]) -> list[Cell]:
@@ -189,7 +191,7 @@ def _of_set(path: Path, sets: dict[str, Any], data: Any) -> dict[str, Any]:
         raise InputError(f"{path}: data is {data!r}, expected the name of a set")
     own = {"data": data} | (sets.get(data) or {})
     name = str(own["data"])
-    if name != "phantom" and not name.endswith(".npz") and not name.startswith(FOLDER):
+    if name != "phantom" and not name.endswith(".npz") and not name.startswith(FILES):
         check_choice("data set", name, (*sets, "phantom", *medmnist_names()))
     return own
 

@@ -1,16 +1,14 @@
 """Greyscale."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Colour, ColourChange, Examples, Source
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,6 @@ class Grey(Colour):
         return None
 
     def draw(self, u: Sequence[Tensor], source: Source) -> ColourChange:
-        import torch
-
         if not source.coloured:
             return ColourChange()
         return ColourChange(chroma=torch.where(u[0] < self.grey_p, 0.0, 1.0))

@@ -7,21 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from amimv import InputError, check_choice
-from amimv.pipelines.groups import GROUP_COLUMNS, MISSING, NAME_COLUMNS
+from amimv import InputError
+from amimv.pipelines.groups import MISSING
 from amimv.pipelines.sources.encoded import READERS
 from amimv.pipelines.sources.labels import settle_labels, shortened
 from amimv.pipelines.sources.listing import CUT, EXTENSIONS, SPLIT_NAMES, SPLITS, Listing, NoSplit
-from amimv.pipelines.sources.table import Table, read_table
-
-#: What a column can be, and where none is named for it, the names that it is found by: the first that a file has.
-ROLES = {
-    "image": NAME_COLUMNS,
-    "label": ("label", "class", "target", "category", "diagnosis", "dx"),
-    "group": GROUP_COLUMNS,
-    "split": ("split",),
-}
-EXPECTED = "expected image=COLUMN, label=COLUMN (or several of 0 and 1: label=A,B), group=COLUMN, split=COLUMN"
+from amimv.pipelines.sources.table import EXPECTED, ROLES, Table, by_role, read_table
 
 
 def list_table(file: Path, split: str, columns: Sequence[str] = (), task: str | None = None) -> Listing:
@@ -43,7 +34,7 @@ def list_table(file: Path, split: str, columns: Sequence[str] = (), task: str | 
             its column must hold.
     """
     table = read_table(file, "a row for each image")
-    chosen = {role: _columns(table, role, given) for role, given in _by_role(columns).items()}
+    chosen = {role: _columns(table, role, given) for role, given in by_role(columns).items()}
     if not chosen["image"]:
         raise InputError(f"{file} has no column of image files, only {shortened(list(table.columns), 6)}: {EXPECTED}")
     cells = [cell.strip().replace("\\", "/") for cell in table.get(chosen["image"][0])]
@@ -63,20 +54,6 @@ def list_table(file: Path, split: str, columns: Sequence[str] = (), task: str | 
         splits,
         tuple(groups[i] for i in rows) if groups else (),
     )
-
-
-def _by_role(columns: Sequence[str]) -> dict[str, str | None]:
-    """What is given for each role; None where nothing is."""
-    found: dict[str, str | None] = dict.fromkeys(ROLES)
-    for text in columns:
-        role, equals, name = text.partition("=")
-        if not equals:
-            raise InputError(f"columns has {text!r}: {EXPECTED}")
-        check_choice("role of a column", role, ROLES)
-        if found[role] is not None:
-            raise InputError(f"columns names {role} twice: {EXPECTED}")
-        found[role] = name
-    return found
 
 
 def _columns(table: Table, role: str, given: str | None) -> list[str]:

@@ -27,14 +27,17 @@ from torch import Tensor
 from amimv import InputError, did_you_mean, user_path
 from amimv.pipelines.groups import encode_groups, read_groups
 from amimv.pipelines.images import Images, place_images, select_images
-from amimv.pipelines.names import CSV, FILES, FOLDER
+from amimv.pipelines.sources.arrays import check_range
 from amimv.pipelines.sources.labels import check_task, check_task_name, infer_task
 from amimv.pipelines.sources.listing import SPLITS, Listing, list_folder
 from amimv.pipelines.sources.npz import Arrays, find_file, medmnist_names, read_medmnist, read_own
 from amimv.pipelines.sources.pixels import check_floats
-from amimv.pipelines.sources.value_range import check_range
 from amimv.pipelines.splits import split_indices
 from amimv.pipelines.store import ImageStore, checked_device
+
+#: What the name of a data set begins with that is a folder of images, or a CSV file with their paths.
+FOLDER, CSV = "folder:", "csv:"
+FILES = (FOLDER, CSV)
 
 _log = logging.getLogger("amimv")
 
@@ -198,7 +201,7 @@ def _from_files(wanted: _Wanted) -> ImageStore:
     groups = encode_groups(np.array(found.groups), salt=w.read) if found.groups else None
     if w.groups:
         groups = _read_groups(w.groups, folder, w.read, len(found.paths), found.paths)
-    for line in found.remarks:
+    for line in found.remarks if w.split == w.read else ():  # once, of data that are cut
         _log.warning(line)
     multi_label = labels is not None and labels.ndim == 2
     known = Arrays(torch.empty(0), labels, names, infer_task(multi_label, len(names)), splits=found.splits)

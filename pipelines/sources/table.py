@@ -6,8 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from amimv import InputError, did_you_mean, first_line
+from amimv import InputError, check_choice, did_you_mean, first_line, shown
 from amimv.pipelines.sources.labels import shortened
+
+#: The columns that are read as groups where none is named: the first that a file has. Columns are compared in lower
+#: case, blanks and hyphens as underscores ("Patient ID" is ``patient_id``).
+GROUP_COLUMNS = (
+    *("group", "group_id", "patient", "patient_id", "subject", "subject_id"),
+    *("lesion", "lesion_id", "slide", "slide_id", "case", "case_id"),
+)
+#: The columns that are read as names of image files: the first that a file has.
+NAME_COLUMNS = (
+    *("file", "file_name", "filename", "path", "file_path", "image_path", "image"),
+    *("image_name", "image_id", "image_index", "isic_id", "name"),
+)
+#: What a column can be, and where none is named for it, the names that it is found by: the first that a file has.
+ROLES = {
+    "image": NAME_COLUMNS,
+    "label": ("label", "class", "target", "category", "diagnosis", "dx"),
+    "group": GROUP_COLUMNS,
+    "split": ("split",),
+}
+EXPECTED = "expected image=COLUMN, label=COLUMN (or several of 0 and 1: label=A,B), group=COLUMN, split=COLUMN"
 
 
 class Table(NamedTuple):
@@ -66,3 +86,21 @@ def read_table(file: Path, holds: str) -> Table:
     columns = {name.strip(): list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
     # In reverse, as of two columns that differ in case only the first counts.
     return Table(file, columns, {_plain(name): name for name in reversed(columns)})
+
+
+def by_role(columns: Sequence[str]) -> dict[str, str | None]:
+    """The column that is given for each role, as "image=NAME"; None where none is.
+
+    Raises:
+        InputError: another role, one twice, or a text of another form.
+    """
+    found: dict[str, str | None] = dict.fromkeys(ROLES)
+    for text in columns:
+        role, equals, name = text.partition("=")
+        if not equals:
+            raise InputError(f"columns has {shown(text)}: {EXPECTED}")
+        check_choice("role of a column", role, ROLES)
+        if found[role] is not None:
+            raise InputError(f"columns names {role} twice: {EXPECTED}")
+        found[role] = name
+    return found

@@ -100,7 +100,7 @@ def test_several_columns_are_several_labels(tmp_path: Path, scans: Path) -> None
     assert kept == tuple(map(tuple, one.tolist()))
 
 
-def test_shares_keep_patients_whole_and_are_the_same_every_time(scans: Path) -> None:
+def test_shares_keep_patients_whole_and_are_the_same_every_time(scans: Path, caplog: pytest.LogCaptureFixture) -> None:
     stores = {
         split: load_store(f"csv:{scans}", split, size=8, columns=("split=", "label="), shares=(0.5, 0.25, 0.25))
         for split in SPLITS
@@ -109,6 +109,7 @@ def test_shares_keep_patients_whole_and_are_the_same_every_time(scans: Path) -> 
     assert sorted(pixel for store in stores.values() for pixel in pixels(store)) == sorted(map(colour, range(12)))
     groups = [store.groups for store in stores.values() if store.groups is not None]
     assert len(torch.cat([own.unique() for own in groups])) == len(torch.cat(groups).unique()) == 6
+    assert sum("from column" in record.getMessage() for record in caplog.records) == 1
     again = load_store(f"csv:{scans}", "test", size=8, columns=("split=", "label="), shares=(0.5, 0.25, 0.25))
     assert pixels(again) == pixels(stores["test"])
 

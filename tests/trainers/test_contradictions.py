@@ -100,7 +100,7 @@ IDLES = [
     ("--baselines no --supervised-steps 9", "supervised_steps: nothing is trained on labels"),
     ("--data retinamnist --data-seed 4", "data_seed: neither phantom, a subset nor a share of the labels is drawn"),
     ("--root somewhere", "root: phantom is not looked for there"),
-    ("--cache kept", "cache: phantom is no folder of images"),
+    ("--cache kept", "cache: phantom is neither a folder of images"),
     ("--baselines only --method simclr --lr 3 --hue 0.1 --seed 2", "method, lr: baselines only trains nothing"),
     ("--baselines only --no-evaluate", "evaluate: baselines only trains nothing, and evaluates always"),
 ]

@@ -1,7 +1,7 @@
 """Settings: which layer wins, where each value came from, and one clear line for each thing that can be wrong."""
 
 import itertools
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,55 +132,10 @@ def test_aliases_are_resolved(flags: tuple[str, ...], method: str, recipe: str) 
     assert (settings.method, settings.recipe) == (method, recipe)
 
 
-@pytest.mark.parametrize(
-    ("flags", "preset"),
-    [
-        ((), "small"),
-        (("--data", "retinamnist"), "small"),
-        (("--backbone", "resnet18"), "small"),
-        (("--data", "retinamnist", "--backbone", "resnet18"), "none"),
-        (("--data=retinamnist", "--backbone=resnet18", "--preset=dermatoscopy"), "dermatoscopy"),
-        (("--preset", "none"), "none"),
-    ],
-)
-def test_preset_auto_is_small_for_phantom_and_the_small_backbone_only(flags: tuple[str, ...], preset: str) -> None:
-    settings, sources = resolve(list(flags))
-    assert settings.preset == preset
-    assert (f"preset {preset}" in sources.values()) == (preset != "none")
-
-
-def test_preset_auto_looks_into_the_config_file_too(tmp_path: Path) -> None:
-    config = write(tmp_path, "data: retinamnist\nbackbone: resnet18\n")
-    assert resolve(["--config", str(config)])[0].preset == "none"
-    assert resolve(["--config", str(config), "--backbone", "small"])[0].preset == "small"
-
-
-@pytest.mark.parametrize("preset", ["small", "dermatoscopy"])
-def test_a_presets_part_for_one_method(preset: str) -> None:
-    simclr, sources = resolve(["--method", "simclr", "--preset", preset])
-    assert (vars(simclr)["projector_hidden"], vars(simclr)["projector_out"]) == (128, 64)
-    assert sources["projector_hidden"] == f"preset {preset}"
-    for method in ("mimv", "amimv"):
-        other, sources = resolve(["--method", method, "--preset", preset])
-        assert (vars(other)["projector_hidden"], sources["projector_hidden"]) == (None, "default")
-
-
-@pytest.mark.parametrize("preset", ["small", "dermatoscopy"])
-def test_a_presets_parts_name_settings_that_the_methods_have(preset: str) -> None:
-    parts = yaml.safe_load((CONFIGS / "presets" / f"{preset}.yaml").read_text())["methods"]
-    assert set(parts) <= set(METHODS)
-    assert set(parts) >= set(PUBLISHED), "widths that fit the small backbone"
-    for method, part in parts.items():
-        assert set(part) <= {field.name for field in fields(settings_class(method))}, method
-        settings, sources = resolve(["--method", method, "--preset", preset])
-        for name, value in part.items():
-            kept = type(getattr(settings, name))(value)  # YAML reads 1e-6 as text
-            assert (getattr(settings, name), sources[name]) == (kept, f"preset {preset}")
-
-
 def test_the_length_of_a_higher_layer_unsets_the_other_below(tmp_path: Path) -> None:
     def length(*flags: str) -> tuple[int | None, int | None]:
         settings, _ = resolve(["--method", "mimv", *flags])
+        assert settings.minutes is None
         return settings.epochs, settings.steps
 
     assert length("--preset", "none") == (2000, None)
@@ -190,6 +145,8 @@ def test_the_length_of_a_higher_layer_unsets_the_other_below(tmp_path: Path) -> 
     assert length("--steps", "9", "--config", epochs) == (None, 9)
     assert length("--preset", "small", "--epochs", "2") == (2, None)
     assert length("--preset", "none", "--steps=5") == (None, 5)
+    settings, _ = resolve(["--minutes", "0.5", "--config", epochs])
+    assert (settings.epochs, settings.steps, settings.minutes) == (None, None, 0.5)
 
 
 def test_both_lengths_in_one_layer_are_an_error(tmp_path: Path) -> None:
@@ -197,10 +154,11 @@ def test_both_lengths_in_one_layer_are_an_error(tmp_path: Path) -> None:
     assert "command line" in message
     assert "both epochs and steps" in message
     assert "both epochs and steps" in refused_file(tmp_path, "epochs: 3\nsteps: 4\n")
+    assert "both steps and minutes" in refused("--minutes", "1", "--steps", "4")
 
 
 def test_no_length_is_an_error() -> None:
-    assert "--epochs or --steps" in refused("--preset", "none", "--epochs", "None")
+    assert "--epochs, --steps or --minutes" in refused("--preset", "none", "--epochs", "None")
 
 
 # Published defaults
@@ -413,7 +371,7 @@ def test_published_augmentation_of_both_sides(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", SIDE_A)
-@pytest.mark.parametrize("preset", ["small", "dermatoscopy"])
+@pytest.mark.parametrize("preset", ["small", "dermatoscopy", "xray", "microscopy"])
 def test_presets_give_both_sides_the_same_augmentation(preset: str, method: str) -> None:
     settings, _ = resolve(["--method", method, "--preset", preset])
     a, b = both_policies(make_recipe(settings))

@@ -218,6 +218,7 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
         ("grids: {a: {data: missing.npz, steps: 2}}", "there is no file missing.npz"),
         ("grids: {a: {seed: []}}", "seed is an empty list"),
         ("grids: {a: {output: here}}", "output cannot be given"),
+        ("grids: {a: {minutes: 5}}", "minutes cannot be given: cells would differ in length"),
         ("grids: {a: {rho: [1, 100], total: 2900, steps: 2}}", "rho 1: total 2900 .* use a total of at most"),
         ("grids: {a: {steps: many}}", "steps is 'many', expected int"),
         ("grids: [", "not a readable YAML"),

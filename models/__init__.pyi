@@ -1,3 +1,0 @@
-from .backbones import BackboneSpec, build_backbone, load_backbone, save_backbone
-
-__all__ = ["BackboneSpec", "build_backbone", "load_backbone", "save_backbone"]
