@@ -104,6 +104,25 @@ def test_every_data_file_is_package_data() -> None:
     assert any(path.suffix == ".yaml" for path in data)
 
 
+#: Lines: of a file, of a function with its docstring; and the part of the code that tools may be.
+FILE, FUNCTION, TOOLS = 400, 50, 1 / 4
+
+
+def test_files_and_functions_are_short_and_tools_are_a_small_part() -> None:
+    lines: dict[str, int] = {}
+    for path in modules(*package_folders()):
+        text, where = path.read_text(), path.relative_to(ROOT)
+        length = len(text.splitlines())
+        lines[where.parts[0]] = lines.get(where.parts[0], 0) + length
+        assert length <= FILE, f"{where} has {length} lines, expected at most {FILE}"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= FUNCTION, f"{where}: {node.name} has {length} lines, expected at most {FUNCTION}"
+    assert len(lines) == 5
+    assert lines["tools"] <= TOOLS * sum(lines.values())
+
+
 def test_no_module_is_named_like_a_standard_one() -> None:
     names = {path.stem for path in modules(*package_folders())} - {"__init__"}
     names |= set(package_folders().values())

@@ -104,8 +104,7 @@ def load_store(
     """Load one split of a data set onto a device.
 
     Args:
-        name: "phantom", one of ``medmnist_names()``, the path of an ``.npz``, "folder:PATH" or "csv:FILE": see the
-            module.
+        name: "phantom", a MedMNIST name, the path of an ``.npz``, "folder:PATH" or "csv:FILE": see the module.
         split: "train", "val" or "test".
         size: height and width in pixels; by default 28, or whatever an own ``.npz`` has, or 224 for files.
         root: folder of the MedMNIST files.
@@ -114,20 +113,16 @@ def load_store(
         seed: which phantom.
         task: one of ``TASKS``; by default MedMNIST's, or for own data "binary-class" (two classes), "multi-class" or
             "multi-label, binary-class" (multi-hot labels; rows with exactly one 1 are classes unless this is given).
-        resident: whether the images lie on the device; by default they do if they fit into ``RESIDENT_SHARE`` of its
-            free memory, else they stay in pinned host memory and the log says so. A folder's are decoded first, with a
-            bar on a terminal, if they fit there; else (or if False) batch by batch.
+        resident: whether the images lie on the device; by default if they fit into ``RESIDENT_SHARE`` of its free
+            memory, else in pinned host memory. Files are decoded first if they fit; else (or if False) by the batch.
         groups: of images of one patient, lesion or slide: a column of ``NAME_index.csv`` beside the data, or
             "FILE.csv:COLUMN"; see `read_groups`. By default ``train_groups`` ... of an ``.npz``, if it has them.
         value_range: the values that become 0 and 1; by default that of ``uint8``, and of ``uint16`` those there are.
-        cache: a folder in which a folder's decoded images are kept, in a file that is mapped into memory when the
-            same images (by names, sizes and times of change) are loaded again.
+        cache: a folder for decoded images of files, which are mapped into memory when the same are loaded again.
         columns: of a CSV file: which is what, see `list_table`.
-        shares: of train, val and test, their sum 1, to cut data by that are all "train"; see `split_indices`. Groups
-            are kept whole.
+        shares: of train, val and test, to cut data by that are all "train", groups whole; see `split_indices`.
         split_seed: which of the possible splits of these shares.
-        skip_damaged: of files: try to decode every one first, and leave out those that cannot be; the log lists them.
-            By default a damaged file stops whoever comes to it.
+        skip_damaged: of files: all are decoded once first; those that cannot be are left out, and the log lists them.
 
     Raises:
         InputError: for whatever is wrong with the arguments or the file.
