@@ -1,5 +1,5 @@
-"""Backbones, losses and methods."""
+"""Backbones, losses and methods; loaded name by name, as ``__init__.pyi`` says."""
 
-from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, save_backbone
+import lazy_loader
 
-__all__ = ["BackboneSpec", "build_backbone", "load_backbone", "save_backbone"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,11 +1,13 @@
 """Constants of a device: built once, and not at every batch."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 P = ParamSpec("P")
 #: By the function that built it and its arguments, the device among them.
@@ -20,6 +22,8 @@ def kept(build: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @wraps(build)
     def get(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        import torch
+
         if torch.compiler.is_compiling():
             return build(*args, **kwargs)
         key = (build, *args)

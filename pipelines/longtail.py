@@ -16,9 +16,9 @@ from torch import Tensor
 from amimv import InputError, check_choice, first_line
 from amimv.files import replacing
 from amimv.pipelines.groups import check_groups
+from amimv.pipelines.names import PROFILES
 from amimv.pipelines.rng import Key, Stream, hashes
 
-PROFILES = ("exp", "step", "pareto", "natural")
 #: Exponent of the Pareto law, as in ImageNet-LT (Liu et al., CVPR 2019).
 PARETO_ALPHA = 6.0
 

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from amimv import InputError, check_choice, first_line
 from amimv.pipelines.groups import encode_groups
+from amimv.pipelines.names import LABEL_SAMPLERS, PARTNERS, SAME_GROUP, SAMPLERS
 from amimv.pipelines.samplers import (
-    LABEL_SAMPLERS,
-    PARTNERS,
-    SAME_GROUP,
-    SAMPLERS,
     Groups,
     build_groups,
     draw_anchors,

@@ -34,7 +34,7 @@ from amimv.pipelines.operations.crop import Crop
 from amimv.pipelines.operations.flip import Flip
 from amimv.pipelines.operations.grey import Grey
 from amimv.pipelines.operations.jitter import Jitter
-from amimv.pipelines.params import ViewPolicy
+from amimv.pipelines.policy import ViewPolicy
 from amimv.pipelines.rng import Stream
 
 #: MIMV's augmentation ``A`` (arXiv 2509.08469 and its published code).

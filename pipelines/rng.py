@@ -6,11 +6,14 @@ random numbers: as easy as 1, 2, 3" (SC 2011); the mixing function is the finali
 "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
-from enum import IntEnum
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Key(NamedTuple):
@@ -64,6 +67,8 @@ def hashes(key: Key, positions: Tensor, n: int) -> Tensor:
     Returns:
         ``(..., n)`` ``int64``, uniform over all 64-bit patterns, on the device of ``positions``.
     """
+    import torch
+
     state = positions
     # The seed is spread over all bits: as it is, a small seed would only swap the numbers of nearby positions.
     for field in key._replace(seed=key.seed * _MIX_1):
@@ -75,11 +80,15 @@ def hashes(key: Key, positions: Tensor, n: int) -> Tensor:
 
 def uniforms(key: Key, positions: Tensor, n: int) -> Tensor:
     """``(..., n)`` ``float32`` numbers, uniform over the multiples of ``2**-24`` in [0, 1)."""
+    import torch
+
     return _shift_right(hashes(key, positions, n), 40).to(torch.float32) * 2.0**-24
 
 
 def uniforms64(key: Key, positions: Tensor, n: int) -> Tensor:
     """``(..., n)`` ``float64`` numbers, uniform over the multiples of ``2**-53`` in [0, 1)."""
+    import torch
+
     return _shift_right(hashes(key, positions, n), 11).to(torch.float64) * 2.0**-53
 
 
@@ -93,6 +102,8 @@ def integers(key: Key, positions: Tensor, n: int, bound: int | Tensor) -> Tensor
 
 def permutation(key: Key, n: int, device: torch.device | str = "cpu") -> Tensor:
     """A random permutation of ``0..n-1``, ``int64``: the argsort of one hash per index."""
+    import torch
+
     positions = torch.arange(n, device=device)
     return hashes(key, positions, 1).squeeze(-1).argsort(stable=True)
 

@@ -15,13 +15,8 @@ import torch
 from torch import Tensor
 
 from amimv import InputError, check_choice
+from amimv.pipelines.names import SAMPLERS
 from amimv.pipelines.rng import Key, Stream, hashes, integers, uniforms64
-
-SAMPLERS = ("uniform", "class-balanced", "square-root", "effective-number", "progressive", "cluster-balanced")
-LABEL_SAMPLERS = ("class-balanced", "square-root", "effective-number", "progressive")
-#: Another image of the anchor's group (patient, lesion, slide), as in MICLe (Azizi et al., arXiv 2101.05224).
-SAME_GROUP = "same-group"
-PARTNERS = (*SAMPLERS, SAME_GROUP)
 
 
 @dataclass(frozen=True)

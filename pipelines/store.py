@@ -12,9 +12,10 @@ from torch import Tensor
 from amimv import InputError
 from amimv.pipelines.groups import encode_groups
 from amimv.pipelines.images import Images, Parts, place_images
-from amimv.pipelines.sources.arrays import check_images, check_labels, check_range
+from amimv.pipelines.sources.arrays import check_images, check_labels
 from amimv.pipelines.sources.labels import missing_classes
 from amimv.pipelines.sources.pixels import check_floats, found_range, looked_at, pixel_remark, summarise
+from amimv.pipelines.sources.value_range import check_range
 
 _log = logging.getLogger("amimv")
 

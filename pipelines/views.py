@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from amimv import InputError, check_choice
 from amimv.pipelines.images import select_images
+from amimv.pipelines.names import BACKENDS
 from amimv.pipelines.params import ViewParams, draw_view_params
 from amimv.pipelines.recipes import Recipe, get_recipe
 from amimv.pipelines.rng import Key, Stream, permutation
 
-BACKENDS = ("kornia", "dali")
 #: Samples whose view parameters are drawn together: a draw is some seventy small operations, however many it is for.
 DRAWN_TOGETHER = 2**14
 

@@ -21,12 +21,13 @@ from amimv.models.methods import METHODS
 from amimv.pipelines import constants
 from amimv.pipelines.images import ResidentImages
 from amimv.pipelines.loader import PairLoader
+from amimv.pipelines.names import PARTNERS, SAMPLERS
 from amimv.pipelines.operations import OPERATIONS, Operation
 from amimv.pipelines.pair_sampler import PairSampler
-from amimv.pipelines.params import build_policy, draw_view_params
+from amimv.pipelines.params import draw_view_params
+from amimv.pipelines.policy import build_policy
 from amimv.pipelines.recipes import RECIPES
 from amimv.pipelines.rng import Key
-from amimv.pipelines.samplers import PARTNERS, SAMPLERS
 from amimv.pipelines.store import ImageStore
 from amimv.pipelines.views import render
 

@@ -9,11 +9,11 @@ from medmnist import INFO
 from torch import nn
 
 from amimv.models.backbones import BackboneSpec, feature_width, timm_note
-from amimv.pipelines.samplers import LABEL_SAMPLERS
+from amimv.pipelines.names import LABEL_SAMPLERS
 from amimv.pipelines.sources.npz import medmnist_names
-from amimv.tools.report import split_parts, to_frame
+from amimv.tools.report import ReportSettings, build_part, split_parts
 from amimv.tools.report_page.runs import Study, command_of, read_environment, read_study
-from amimv.tools.report_page.tables import Table, describe_subset, difference_table, main_table
+from amimv.tools.report_page.tables import describe_subset
 from amimv.trainers.checkpoints import JsonLines
 from amimv.trainers.layers import from_yaml
 from amimv.trainers.run_folder import PACKAGES
@@ -115,21 +115,8 @@ def _seconds(environment: Mapping[str, Any]) -> str:
 
 
 def _part(rows: Any, study: Study) -> dict[str, Any]:
-    """The tables of one label fraction, as the report has them."""
-    table = main_table(rows, study.runs, "knn")
-    kept = [c for c, name in enumerate(table.columns) if not name.startswith(LEFT_OUT)]
-    own = rows.loc[~rows["baseline"], "name"]
-    differences = difference_table(rows, study, own.iloc[0]) if len(own) else None
-    return {
-        "title": table.title,
-        "table": _markdown(table, kept),
-        "notes": table.notes,
-        "differences_title": differences.title if differences else "",
-        "differences": _markdown(differences) if differences else "",
-    }
-
-
-def _markdown(table: Table, kept: list[int] | None = None) -> str:
-    frame = to_frame(table)
-    frame = frame if kept is None else frame.iloc[:, kept]
-    return str(frame.to_markdown(disable_numparse=True))
+    """The verdict and the table of one label fraction, as the report has them."""
+    part = build_part(rows, study, ReportSettings(()))
+    texts = part.table.texts[[column for column in part.table.texts if not column.startswith(LEFT_OUT)]]
+    table = str(texts.to_markdown(disable_numparse=True))
+    return {"title": part.table.title, "verdict": part.verdict, "table": table, "notes": part.table.notes}

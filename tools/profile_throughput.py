@@ -274,7 +274,7 @@ def training_flags(s: ProfileSettings, recipe: str) -> list[str]:
     values = {
         "data": s.data,
         "size": s.sizes[0],
-        "root": s.root,
+        "root": s.root or None,
         "method": s.method,
         "recipe": recipe,
         "backbone": s.backbone,

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 from amimv import InputError, check_choice
 from amimv.fields import NOTHING, Idle, check_setting
-from amimv.pipelines.params import operation_settings
-from amimv.pipelines.sources.load import FILES
+from amimv.pipelines.names import FILES
+from amimv.pipelines.policy import operation_settings
 from amimv.trainers.conditions import letters, one_image
 from amimv.trainers.optimizers import optimizers
 from amimv.trainers.settings import ALONE, SUBSET, PretrainSettings, of_role, that_touch

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from amimv import InputError, check_choice, shown
 from amimv.fields import Idle
-from amimv.pipelines.params import operation_settings
+from amimv.pipelines.names import FILES, SAME_GROUP
+from amimv.pipelines.policy import operation_settings
 from amimv.pipelines.recipes import HARD, RECIPES, parse_recipe
-from amimv.pipelines.samplers import SAME_GROUP
 from amimv.pipelines.sources.listing import SPLITS
-from amimv.pipelines.sources.load import FILES
 from amimv.trainers.optimizers import optimizers
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from amimv.pipelines import ImageStore, label_fraction, load_indices, load_store
 from amimv.pipelines.sources.listing import NoSplit
 from amimv.trainers.conditions import is_natural
 from amimv.trainers.evaluation.results import EVALUATION
-from amimv.trainers.settings import PretrainSettings
+from amimv.trainers.settings import DataSettings, PretrainSettings
 
 logger = logging.getLogger("amimv")
 
@@ -65,7 +65,7 @@ class Splits:
         return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test)
 
 
-def load_split(settings: PretrainSettings, split: str, device: torch.device | str) -> ImageStore:
+def load_split(settings: DataSettings, split: str, device: torch.device | str) -> ImageStore:
     """One split of the run's data set, whole. On a GPU the test images stay in host memory, as they wait for the end
     of the training.
     """
@@ -104,7 +104,11 @@ def subset_indices(settings: PretrainSettings, store: ImageStore) -> torch.Tenso
 
 def load_training_subset(settings: PretrainSettings, device: torch.device | str) -> Subset:
     """The training split, cut to the run's long tail (or to saved indices)."""
-    store = load_split(settings, "train", device)
+    return subset_of(settings, load_split(settings, "train", device))
+
+
+def subset_of(settings: PretrainSettings, store: ImageStore) -> Subset:
+    """The training split ``store`` likewise."""
     indices = subset_indices(settings, store)
     return Subset(store if len(indices) == len(store) else store.subset(indices), indices)
 

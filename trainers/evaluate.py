@@ -1,7 +1,12 @@
-"""Evaluate a finished run again: ``python trainers/evaluate.py runs/NAME``. Rewrites the run's ``results.csv``."""
+"""Evaluate a finished run again: ``python trainers/evaluate.py runs/NAME``. Rewrites the run's ``results.csv``.
+
+With ``--data OTHER`` the run's backbone is evaluated on data that it was not trained on, beside the baselines of these
+data; results and predictions are in ``runs/NAME/evaluations/OTHER``, and the run's own stay as they are.
+"""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated
 
 from amimv.signals import AGAIN, guard_imports, is_command
@@ -9,18 +14,18 @@ from amimv.signals import AGAIN, guard_imports, is_command
 if is_command(__name__):
     guard_imports(AGAIN)
 
-import torch
 import tyro
 
 from amimv import InputError, run_command, user_path
+from amimv.files import replacing
 from amimv.trainers.checks import check
-from amimv.trainers.data import Splits, load_held_out, load_training_subset
-from amimv.trainers.evaluation.run import evaluate_run
-from amimv.trainers.identity import check_data, identify_all
-from amimv.trainers.layers import from_yaml
-from amimv.trainers.run_folder import lock_run
+from amimv.trainers.layers import from_yaml, shown_as, to_yaml
+from amimv.trainers.settings import DataSettings, PretrainSettings
 
 logger = logging.getLogger("amimv")
+
+#: No other data than the run's.
+THEIR_OWN: DataSettings = shown_as(DataSettings)(data="")
 
 
 @dataclass(frozen=True)
@@ -31,36 +36,84 @@ class EvaluateSettings:
     """shares of the training labels to use; none given: the run's own"""
     supervised_steps: int = -1
     """training of the supervised reference; 0: none; -1: the run's own"""
-    root: str = ""
-    """folder of MedMNIST's files, if it is not where it was"""
+    other: DataSettings = THEIR_OWN
+    """the data to evaluate on, with the flags of pretrain.py; none given: the run's own (root: if it has moved)"""
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Score the run's exported backbone beside its baselines, write and print the table."""
-    folder = user_path(settings.run)
+    """Score the run's exported backbone beside baselines, write and print the table."""
+    folder, other = user_path(settings.run), settings.other
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} holds no run: expected a folder with config.yaml and backbone/")
     run = from_yaml(folder / "config.yaml")
+    steps = settings.supervised_steps
     run = replace(
         run,
         label_fractions=settings.label_fractions or run.label_fractions,
-        supervised_steps=run.supervised_steps if settings.supervised_steps < 0 else settings.supervised_steps,
-        root=settings.root or run.root,
+        supervised_steps=run.supervised_steps if steps < 0 else steps,
     )
+    if other.data:
+        evaluate_other(folder, run, other)
+    elif replace(other, root=None) != THEIR_OWN:
+        raise InputError("the run's own data are read as they were: give --data, or no flags of data but --root")
+    else:
+        evaluate_again(folder, replace(run, root=other.root or run.root))
+
+
+def evaluate_again(folder: Path, run: PretrainSettings) -> None:
+    """On the run's own data."""
+    from amimv.trainers.data import Splits, load_held_out, load_training_subset
+    from amimv.trainers.evaluation.run import evaluate_run
+    from amimv.trainers.identity import check_data, identify_all
+    from amimv.trainers.run_folder import lock_run
+
     check(run)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with lock_run(folder):
-        subset = load_training_subset(run, device)
+        subset = load_training_subset(run, _device())
         held_out = load_held_out(run, subset.store, evaluate=True)
         check_data(folder, identify_all(subset.store, subset.indices, held_out.val, held_out.test))
         evaluate_run(run, folder, Splits.of(subset.store, held_out))
+
+
+def evaluate_other(folder: Path, run: PretrainSettings, given: DataSettings) -> None:
+    """On data that the run has not seen."""
+    from amimv.models.backbones import load_backbone
+    from amimv.trainers.data import Splits, load_held_out, subset_of
+    from amimv.trainers.evaluation.run import evaluate_elsewhere
+    from amimv.trainers.other_data import as_taken, load_taken, normalised_as_trained
+    from amimv.trainers.run_folder import lock_run, name_data
+
+    backbone, spec = load_backbone(folder / "backbone", _device())
+    theirs = {field.name: getattr(given, field.name) for field in fields(DataSettings)}
+    settings = as_taken(replace(run, baselines="yes", **theirs), spec)
+    check(settings)
+    store, settings = load_taken(settings, spec, "train", _device())
+    if settings.finetune and settings.supervised_steps and store.size < spec.size:
+        raise InputError(f"{store.name} has images of {store.size} px, too small for fine-tuning on {spec.size} px")
+    subset = subset_of(settings, store)
+    splits = Splits.of(subset.store, load_held_out(settings, subset.store, evaluate=True))
+    spec = normalised_as_trained(spec, splits.train, given.value_range is not None)
+    place = folder / "evaluations" / name_data(settings)
+    with lock_run(place):
+        sources = {name: "flag" if name in theirs else "run" for name in vars(settings)}
+        with replacing(place / "config.yaml") as file:
+            file.write(to_yaml(settings, sources))
+        evaluate_elsewhere(settings, splits, backbone, spec, place, folder.name, name_data(run))
+    logger.info("written to %s", place)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 bad input, 74 files out of reach, 75 a signal)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    run_command(lambda: evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__)))
+    flat = (tyro.conf.OmitArgPrefixes,)
+    run_command(lambda: evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__, config=flat)))
 
 
 if __name__ == "__main__":

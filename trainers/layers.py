@@ -205,17 +205,24 @@ def described(field: Field) -> str:
     return about["help"] + can_be
 
 
+def shown_as(kind: type) -> Any:
+    """A group of settings as tyro shows it, with what each is for; its instances are the group's own."""
+    described_fields = [
+        (field.name, Annotated[field.type, tyro.conf.arg(help=described(field))], field.default)
+        for field in fields(kind)
+    ]
+    return make_dataclass(
+        kind.__name__, described_fields, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__}
+    )
+
+
 def _command_line(method: str, values: dict[str, Any]) -> Any:
     """The settings in their groups, as tyro shows them: what it parses, with these values as defaults."""
     made = []
     for name, kind in groups(METHOD_ALIASES.get(method, method)).items():
-        described_fields = [
-            (field.name, Annotated[field.type, tyro.conf.arg(help=described(field))], field.default)
-            for field in fields(kind)
-        ]
-        shown_as = make_dataclass(name, described_fields, frozen=True, namespace={"__doc__": kind.__doc__})
+        shown = shown_as(kind)
         own = {field.name: values[field.name] for field in fields(kind) if field.name in values}
-        made.append((name, shown_as, shown_as(**own)))
+        made.append((name, shown, shown(**own)))
     return make_dataclass("Settings", made, frozen=True)()
 
 

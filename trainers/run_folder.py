@@ -18,7 +18,7 @@ from amimv import InputError, __version__, user_path
 from amimv.fields import EVALUATION, NOTHING
 from amimv.files import locked, replacing
 from amimv.pipelines import save_indices
-from amimv.pipelines.sources.load import CSV, FOLDER
+from amimv.pipelines.names import CSV, FOLDER
 from amimv.trainers.identity import check_data
 from amimv.trainers.layers import from_yaml, to_yaml
 from amimv.trainers.settings import PretrainSettings, that_touch
@@ -52,12 +52,17 @@ def revision() -> str:
 def default_name(settings: PretrainSettings) -> str:
     """A folder name that tells the settings one looks for first, in letters that every file system and shell takes."""
     s = settings
+    return f"{name_data(s)}-{s.method}-{_plain(s.recipe)}-{_plain(s.backbone)}-seed{s.seed}"
+
+
+def name_data(settings: PretrainSettings) -> str:
+    """The training images, for names of files: the data set, its size and its long tail."""
+    s = settings
     data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (None, 28) else "")
     rho = f"{s.rho:g}" if float(f"{s.rho:g}") == s.rho else repr(s.rho)
     tail = "-natural" if s.profile == "natural" else f"-rho{rho.replace('+', '')}" if s.rho != 1 or s.total else ""
     tail += f"-n{s.total}" if s.total else ""
-    tail += "-indices" if s.indices else ""
-    return f"{data}{tail}-{s.method}-{_plain(s.recipe)}-{_plain(s.backbone)}-seed{s.seed}"
+    return f"{data}{tail}" + ("-indices" if s.indices else "")
 
 
 def _file_name(data: str) -> str:

@@ -7,18 +7,18 @@ from that. Layers of files and flags are in `amimv.trainers.layers`.
 
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from amimv import check_choice
 from amimv.fields import EVALUATION, NOTHING, SEED, Field, setting
 from amimv.models.methods import METHODS
 from amimv.pipelines import BACKENDS, PARTNERS, PROFILES, SAMPLERS, ViewPolicy, build_policy
 from amimv.pipelines.operations import OPERATIONS
-from amimv.pipelines.params import operation_settings
+from amimv.pipelines.policy import operation_settings
 from amimv.pipelines.recipes import HARD, get_recipe
-from amimv.pipelines.sources.arrays import check_range
 from amimv.pipelines.sources.labels import check_task_name
 from amimv.pipelines.sources.table import by_role
+from amimv.pipelines.sources.value_range import check_range
 from amimv.trainers import conditions
 from amimv.trainers.optimizers import optimizers
 
@@ -357,8 +357,9 @@ class PretrainSettings(
 def groups(method: str) -> dict[str, type]:
     """The settings of a run with this method as classes, by the names of the groups, in the order of ``--help``."""
     described = {field.name: field for kind in OPERATIONS for field in fields(kind)}
+    types = {name: kind for operation in OPERATIONS for name, kind in get_type_hints(operation).items()}
     augmentation = [
-        (name, described[name].type, field(default=value, metadata={**described[name].metadata, "roles": (ALONE,)}))
+        (name, types[name], field(default=value, metadata={**described[name].metadata, "roles": (ALONE,)}))
         for name, value in HARD.settings().items()
     ]
     space = {"__module__": __name__, "__doc__": ViewSettings.__doc__}

@@ -31,7 +31,7 @@ from amimv import InputError, check_choice, did_you_mean, shown
 from amimv.fields import NOTHING
 from amimv.files import replacing
 from amimv.pipelines import ImageStore, largest_total
-from amimv.pipelines.sources.load import FILES
+from amimv.pipelines.names import FILES
 from amimv.pipelines.sources.npz import medmnist_names
 from amimv.trainers.conditions import read_second
 from amimv.trainers.data import load_split, subset_indices

@@ -8,14 +8,16 @@ of these numbers, before any pixel is touched. It belongs to one of three stages
 - *pixels*: what works on the finished picture, one after the other, in the order of ``OPERATIONS``.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from amimv.fields import check_numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Settings of an operation that show what it does, by name.
 Examples = Mapping[str, Mapping[str, Any]]
@@ -90,7 +92,7 @@ class ColourChange(NamedTuple):
     chroma: Tensor | None = None
     offset: Tensor | None = None
 
-    def then(self, after: "ColourChange") -> "ColourChange":
+    def then(self, after: ColourChange) -> ColourChange:
         """This change, and another behind it (a turn of the chroma leaves a grey offset as it is)."""
         offset = self.offset
         if offset is not None and after.gain is not None:
@@ -151,7 +153,9 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 def matrix(rows: Sequence[Sequence[Tensor | float]], like: Tensor) -> Tensor:
     """``(B, 2, 3)`` from two rows of three entries, each ``(B,)`` or a number."""
-    entries = [[e if isinstance(e, Tensor) else torch.full_like(like, e) for e in row] for row in rows]
+    import torch
+
+    entries = [[e if isinstance(e, torch.Tensor) else torch.full_like(like, e) for e in row] for row in rows]
     return torch.stack([torch.stack(row, dim=1) for row in entries], dim=1)
 
 
@@ -163,6 +167,8 @@ def spread(u: Tensor, limits: tuple[float, float]) -> Tensor:
 
 def on_host(images: Tensor) -> bool:
     """Whether there is no device to wait for, and no fixed graph to keep to: then values may be looked at."""
+    import torch
+
     return images.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

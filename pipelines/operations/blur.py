@@ -1,16 +1,18 @@
 """Gaussian blur."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amimv.fields import setting
 from amimv.pipelines.constants import kept
 from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, spread
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 #: Blur strength, in pixels, that changes nothing: in a window of 3 or more the neighbours weigh exp(-200). (0 is an
 #: error in Kornia and "choose for me" in DALI.)
@@ -45,12 +47,16 @@ class Blur(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """Sigma ``(B,)``, ``NO_BLUR`` where it is not drawn."""
+        import torch
+
         return torch.where(u[0] < self.blur_p, spread(u[1], self.blur_sigma), NO_BLUR)
 
     @staticmethod
     def apply(images: Tensor, drawn: Tensor) -> Tensor:
         """On a CPU, where nothing waits for a device to say how many there are, only the images with a sigma above
         ``NO_BLUR`` are blurred, in place."""
+        import torch
+
         window = blur_window(images.shape[-1])
         offsets = torch.arange(window, device=images.device, dtype=images.dtype) - window // 2
         kernel = torch.exp(-0.5 * (offsets / drawn[:, None]) ** 2)
@@ -71,6 +77,8 @@ class Blur(Pixels):
 def _convolve_shifted(images: Tensor, kernel: Tensor) -> Tensor:
     """Both passes with a kernel per sample ``(B, window)`` as a weighted sum of shifted images: on a CPU twice as fast
     as a convolution, whose threads wait for each other while they change the layout."""
+    from torch.nn import functional as F
+
     window, size = kernel.shape[1], images.shape[-1]
     weights = kernel[:, :, None, None, None].unbind(1)
     images = F.pad(images, (window // 2,) * 4, "reflect")
@@ -93,6 +101,8 @@ def _multiply_bands(images: Tensor, kernel: Tensor) -> Tensor:
 @kept
 def _band_basis(window: int, size: int, device: torch.device) -> Tensor:
     """``(window, size * size)``: how often a tap, applied at pixel i, reads pixel j, the borders reflected."""
+    import torch
+
     pixels = torch.arange(size, device=device)
     read = pixels + torch.arange(window, device=device)[:, None] - window // 2
     read = size - 1 - (size - 1 - read.abs()).abs()

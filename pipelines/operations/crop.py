@@ -1,16 +1,18 @@
 """Random resized crop."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from amimv import InputError
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Geometry, Source, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Crop(Geometry):
         return type(self)((self.crop_min + 1) / 2, 1.0, self.crop_ratio)
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
+        import torch
+
         area = self.crop_min + (self.crop_max - self.crop_min) * u[0]
         low, high = (math.log(r) for r in self.crop_ratio)
         ratio = torch.exp(low + (high - low) * u[1]) / source.aspect

@@ -1,15 +1,16 @@
 """Elastic deformation."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Control points along each side.
 POINTS = 4
@@ -36,6 +37,8 @@ class Elastic(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """``(B, 2 * POINTS**2)``: shifts along x, then along y, in coordinates [-1, 1]; 0 where it is not drawn."""
+        import torch
+
         shifts = 2 * self.elastic * (2 * torch.stack(list(u[1:]), dim=1) - 1)
         return torch.where((u[0] < self.elastic_p)[:, None], shifts, 0.0)
 
@@ -49,6 +52,9 @@ class Elastic(Pixels):
 
 
 def _bend(images: Tensor, shifts: Tensor) -> Tensor:
+    import torch
+    from torch.nn import functional as F
+
     if not len(images):
         return images
     size = images.shape[-1]

@@ -1,15 +1,17 @@
 """Histogram equalisation."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from amimv import InputError
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, per_sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Tiles along each side, and the limit of the contrast: Kornia's defaults, which are OpenCV's.
 TILES, CLIP = (8, 8), 40.0
@@ -33,11 +35,15 @@ class Equalise(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """``(B,)``: 1 where it is drawn, else 0."""
+        import torch
+
         return torch.where(u[0] < self.equalise_p, 1.0, 0.0)
 
     @staticmethod
     def apply(images: Tensor, drawn: Tensor) -> Tensor:
         """On a CPU only the images that are equalised are touched, in place."""
+        import torch
+
         if on_host(images):
             chosen = (drawn > 0).nonzero().squeeze(1)
             return images.index_copy_(0, chosen, _equalise(images.index_select(0, chosen)))

@@ -1,15 +1,17 @@
 """Random erasing."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Erasing(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """``(B, 4 + C)``: left, top, right, bottom as shares of the view, 0 where it is not drawn; then the fill."""
+        import torch
+
         area, log_ratio = spread(u[1], self.erase_area), -math.log(0.3) * (2 * u[2] - 1)
         width = (area * torch.exp(log_ratio)).sqrt().clamp(max=1)
         height = (area * torch.exp(-log_ratio)).sqrt().clamp(max=1)
@@ -45,6 +49,8 @@ class Erasing(Pixels):
 
     @staticmethod
     def apply(images: Tensor, drawn: Tensor) -> Tensor:
+        import torch
+
         size = images.shape[-1]
         left, top, right, bottom = (per_sample(edge) for edge in _pixels(drawn, size).unbind(1))
         place = torch.arange(size, device=images.device)
@@ -54,6 +60,8 @@ class Erasing(Pixels):
 
     @staticmethod
     def apply_dali(ndd: Any, view: Any, drawn: Tensor) -> Any:
+        import torch
+
         left, top, right, bottom = _pixels(drawn, view.shape[0][1]).float().unbind(1)
         anchor, shape = torch.stack([top, left], dim=1), torch.stack([bottom - top, right - left], dim=1)
         # Of bytes, which nothing has changed so far, the fill would be a whole number.

@@ -1,14 +1,16 @@
 """Mirroring."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Geometry, Source, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Flip(Geometry):
         return bool(self.hflip or self.vflip)
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
+        import torch
+
         flip_x = torch.where(u[0] < self.hflip, -1.0, 1.0)
         flip_y = torch.where(u[1] < self.vflip, -1.0, 1.0)
         return matrix([[flip_x, 0.0, 0.0], [0.0, flip_y, 0.0]], flip_x)

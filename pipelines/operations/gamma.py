@@ -1,15 +1,17 @@
 """Gamma."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Gamma(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """Exponent ``(B,)``, 1 where it is not drawn."""
+        import torch
+
         low, high = (math.log(g) for g in self.gamma)
         return torch.where(u[0] < self.gamma_p, torch.exp(spread(u[1], (low, high))), 1.0)
 

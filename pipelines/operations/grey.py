@@ -1,14 +1,16 @@
 """Greyscale."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Colour, ColourChange, Examples, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Grey(Colour):
         return None
 
     def draw(self, u: Sequence[Tensor], source: Source) -> ColourChange:
+        import torch
+
         if not source.coloured:
             return ColourChange()
         return ColourChange(chroma=torch.where(u[0] < self.grey_p, 0.0, 1.0))

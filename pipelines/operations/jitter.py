@@ -1,15 +1,17 @@
 """Brightness, contrast, saturation and hue."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import LUMA, Colour, ColourChange, Examples, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Jitter(Colour):
         return type(self)(self.brightness / 2, self.contrast / 2, self.saturation / 2, self.hue / 2, self.jitter_p)
 
     def draw(self, u: Sequence[Tensor], source: Source) -> ColourChange:
+        import torch
+
         applied = u[0] < self.jitter_p
         brightness = _factor(self.brightness, u[1], applied)
         contrast = _factor(self.contrast, u[2], applied)
@@ -59,5 +63,7 @@ class Jitter(Colour):
 
 
 def _factor(strength: float, u: Tensor, applied: Tensor) -> Tensor:
+    import torch
+
     low = max(0.0, 1 - strength)
     return torch.where(applied, low + (1 + strength - low) * u, 1.0)

@@ -1,16 +1,18 @@
 """Gaussian noise."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Pixels, Source, on_host, per_sample, spread
 from amimv.pipelines.rng import Key, Stream, hashes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Noise(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """``(B, 2)``: deviation, 0 where it is not drawn, and a seed, one of ``2**24`` numbers in [0, 1)."""
+        import torch
+
         return torch.stack([torch.where(u[0] < self.noise_p, spread(u[1], self.noise_std), 0.0), u[2]], dim=1)
 
     @staticmethod
@@ -52,6 +56,8 @@ class Noise(Pixels):
 
 
 def _add_noise(images: Tensor, drawn: Tensor) -> Tensor:
+    import torch
+
     std, seed = drawn.unbind(1)
     values = images[0].numel()
     # One hash makes two numbers, and they two normal ones (Box and Muller 1958).

@@ -1,15 +1,16 @@
 """Sharpness."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample, spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: PIL's smoothing kernel, which its and torchvision's sharpness is relative to: 5 in the middle, 1 around it, over 13.
 MIDDLE, AROUND = 5 / 13, 1 / 13
@@ -39,10 +40,15 @@ class Sharpness(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """Strength ``(B,)``, 0 where it is not drawn."""
+        import torch
+
         return torch.where(u[0] < self.sharpness_p, spread(u[1], self.sharpness), 0.0)
 
     @staticmethod
     def apply(images: Tensor, drawn: Tensor) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
         # A kernel on the host would be copied to the device, and waited for, at every batch.
         nine = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), "reflect"), 3, stride=1, divisor_override=1)
         smoothed = AROUND * nine + (MIDDLE - AROUND) * images
@@ -50,6 +56,8 @@ class Sharpness(Pixels):
 
     @staticmethod
     def apply_dali(ndd: Any, view: Any, drawn: Tensor) -> Any:
+        import torch
+
         view = ndd.as_batch(view, layout="HWC")
         kernel = torch.full((len(drawn), 3, 3), AROUND)
         kernel[:, 1, 1] = MIDDLE

@@ -1,14 +1,16 @@
 """Solarisation."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amimv.fields import setting
 from amimv.pipelines.operations.base import Examples, Pixels, Source, per_sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: A threshold that no value in [0, 1] reaches.
 NO_SOLARISE = 2.0
@@ -32,10 +34,14 @@ class Solarise(Pixels):
 
     def draw(self, u: Sequence[Tensor], source: Source) -> Tensor:
         """Threshold ``(B,)``, ``NO_SOLARISE`` where it is not drawn."""
+        import torch
+
         return torch.where(u[0] < self.solarise_p, self.solarise_threshold, NO_SOLARISE)
 
     @staticmethod
     def apply(images: Tensor, drawn: Tensor) -> Tensor:
+        import torch
+
         return torch.where(images < per_sample(drawn), images, 1 - images)
 
     @staticmethod

@@ -1,6 +1,5 @@
 """Arrays of images and labels, checked: everything that they can have wrong is found here, in one line."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -36,23 +35,6 @@ def channels_first(shape: Sequence[int]) -> bool:
     """Whether this is ``(C, H, W)``, which would else pass as an image of few rows and many channels."""
     first, second, last = shape
     return first < last and (first < 8 or second == last)
-
-
-def check_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    """The lowest and the highest value of a range, if there is one.
-
-    Raises:
-        InputError: unless they are two finite numbers, the lower one first.
-    """
-    if value_range is None:
-        return None
-    try:
-        low, high = map(float, value_range)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise InputError(f"value_range is {value_range}, expected two numbers (low, high) with low < high")
-    return low, high
 
 
 def check_images(images: Tensor | np.ndarray, where: str) -> Tensor:

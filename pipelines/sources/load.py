@@ -27,17 +27,14 @@ from torch import Tensor
 from amimv import InputError, did_you_mean, user_path
 from amimv.pipelines.groups import encode_groups, read_groups
 from amimv.pipelines.images import Images, place_images, select_images
-from amimv.pipelines.sources.arrays import check_range
+from amimv.pipelines.names import CSV, FILES, FOLDER
 from amimv.pipelines.sources.labels import check_task, check_task_name, infer_task
 from amimv.pipelines.sources.listing import SPLITS, Listing, list_folder
 from amimv.pipelines.sources.npz import Arrays, find_file, medmnist_names, read_medmnist, read_own
 from amimv.pipelines.sources.pixels import check_floats
+from amimv.pipelines.sources.value_range import check_range
 from amimv.pipelines.splits import split_indices
 from amimv.pipelines.store import ImageStore, checked_device
-
-#: What the name of a data set begins with that is a folder of images, or a CSV file with their paths.
-FOLDER, CSV = "folder:", "csv:"
-FILES = (FOLDER, CSV)
 
 _log = logging.getLogger("amimv")
 

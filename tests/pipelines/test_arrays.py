@@ -12,7 +12,7 @@ from torch import Tensor
 from amimv import InputError
 from amimv.pipelines import BACKENDS, ImageStore, PairBatch, PairLoader, PairViews, get_recipe
 from amimv.pipelines.images import HostImages, ResidentImages
-from amimv.pipelines.samplers import LABEL_SAMPLERS, SAMPLERS
+from amimv.pipelines.names import LABEL_SAMPLERS, SAMPLERS
 from amimv.pipelines.sources.labels import MULTI_LABEL
 from amimv.pipelines.sources.pixels import channel_statistics
 

@@ -44,8 +44,8 @@ def test_freed_memory_is_kept() -> None:
     ("name", "value"),
     [
         ("MALLOC_TRIM_THRESHOLD_", "131072"),
-        ("MALLOC_MMAP_THRESHOLD_", "131072"),
-        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072"),
+        pytest.param("MALLOC_MMAP_THRESHOLD_", "131072", marks=pytest.mark.slow),
+        pytest.param("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072", marks=pytest.mark.slow),
     ],
 )
 def test_the_users_own_setting_stands(name: str, value: str) -> None:

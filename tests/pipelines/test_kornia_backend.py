@@ -25,7 +25,8 @@ from amimv.pipelines.operations import Blur, Solarise, blur
 from amimv.pipelines.operations.base import LUMA
 from amimv.pipelines.operations.blur import NO_BLUR, blur_window
 from amimv.pipelines.operations.solarise import NO_SOLARISE
-from amimv.pipelines.params import ViewParams, ViewPolicy, build_policy, draw_view_params
+from amimv.pipelines.params import ViewParams, draw_view_params
+from amimv.pipelines.policy import ViewPolicy, build_policy
 from amimv.pipelines.recipes import HARD
 from amimv.pipelines.rng import Key
 

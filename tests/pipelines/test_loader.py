@@ -17,10 +17,11 @@ from amimv.pipelines import kornia_backend, operations
 from amimv.pipelines import views as views_module
 from amimv.pipelines.images import HostImages, ResidentImages
 from amimv.pipelines.loader import PairBatch, PairLoader
-from amimv.pipelines.params import ViewParams, ViewPolicy, draw_view_params
+from amimv.pipelines.names import SAMPLERS
+from amimv.pipelines.params import ViewParams, draw_view_params
+from amimv.pipelines.policy import ViewPolicy
 from amimv.pipelines.recipes import HARD, RECIPES, Recipe, View, get_recipe
 from amimv.pipelines.rng import Key, Stream
-from amimv.pipelines.samplers import SAMPLERS
 from amimv.pipelines.store import ImageStore
 from amimv.pipelines.views import render
 from amimv.tools.throughput.measure import held_memory

@@ -14,7 +14,6 @@ from scipy import stats
 
 from amimv import InputError
 from amimv.pipelines.longtail import (
-    PROFILES,
     label_fraction,
     largest_total,
     load_indices,
@@ -23,6 +22,7 @@ from amimv.pipelines.longtail import (
     realised_ratio,
     save_indices,
 )
+from amimv.pipelines.names import PROFILES
 
 #: Class sizes of HAM10000's training split: unsorted, 58.7 : 1.
 HAM = (228, 359, 769, 80, 779, 4693, 99)

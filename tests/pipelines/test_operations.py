@@ -25,7 +25,7 @@ from amimv.pipelines.operations import (
     Pixels,
     Source,
 )
-from amimv.pipelines.params import operation_settings
+from amimv.pipelines.policy import operation_settings
 from amimv.pipelines.rng import uniforms
 
 KEY = Key(seed=3, stream=1000, epoch=2, step=5)

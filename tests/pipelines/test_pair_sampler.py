@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from amimv import InputError
+from amimv.pipelines.names import LABEL_SAMPLERS, SAMPLERS
 from amimv.pipelines.pair_sampler import PairSampler
-from amimv.pipelines.samplers import LABEL_SAMPLERS, SAMPLERS
 
 N, BATCH = 200, 24
 PLACES = torch.arange(N)

@@ -9,7 +9,7 @@ import pytest
 
 from amimv import InputError
 from amimv.pipelines.operations import Blur
-from amimv.pipelines.params import ViewPolicy, build_policy
+from amimv.pipelines.policy import ViewPolicy, build_policy
 from amimv.pipelines.recipes import ALIASES, HARD, LETTERS, RECIPES, Recipe, Term, View, get_recipe, parse_recipe
 
 SIDES = {

@@ -9,16 +9,9 @@ from torch import Tensor
 
 from amimv import InputError, check_choice
 from amimv.pipelines import samplers
+from amimv.pipelines.names import LABEL_SAMPLERS, SAMPLERS
 from amimv.pipelines.rng import Key
-from amimv.pipelines.samplers import (
-    LABEL_SAMPLERS,
-    SAMPLERS,
-    Groups,
-    build_groups,
-    draw_anchors,
-    draw_partners,
-    group_weights,
-)
+from amimv.pipelines.samplers import Groups, build_groups, draw_anchors, draw_partners, group_weights
 
 SIZES = (60, 30, 12, 5, 1)
 #: The numbers are fixed, so a test that passes once passes always.

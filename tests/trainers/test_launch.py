@@ -377,6 +377,7 @@ def test_a_study_passes_a_signal_on_to_its_cells() -> None:
 # Other systems, other terminals
 
 
+@pytest.mark.slow
 def test_a_run_where_linux_is_missing(tmp_path: Path) -> None:
     """Every module is imported and a run made without what macOS and Windows lack."""
     code = f"""

@@ -40,6 +40,7 @@ from amimv.trainers.start import log_start
 SCRIPT = Path(module.__file__)
 ROOT = Path(__file__).resolve().parents[2]
 N_TRAIN = 96
+HERE = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +69,27 @@ def run(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         command(*flags), cwd=folder, env=environment(**more), capture_output=True, text=True, check=False, timeout=300
     )
+
+
+@pytest.fixture
+def run_here(
+    pretrain_here: Callable[..., int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Like `run` in the test's folder, within this process; what is logged stands before what is printed."""
+
+    def command(*flags: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        caplog.clear()
+        with caplog.at_level("INFO", logger="amimv"):
+            status = pretrain_here(*flags)
+        printed, errors = capfd.readouterr()
+        return subprocess.CompletedProcess(flags, status, printed, "\n".join([*caplog.messages, errors]))
+
+    return command
 
 
 def quick(data: Path, *flags: str) -> tuple[str, ...]:
@@ -169,10 +191,10 @@ def test_baselines_and_pretrained_apart_are_what_they_are_together(
 
 
 @pytest.mark.parametrize("flags", [("--mixed-precision", "bf16"), ("--backend", "dali"), ("--recipe", "multi-crop")])
-def test_other_ways_to_run(tiny_npz: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_other_ways_to_run(tiny_npz: Path, run_here: HERE, flags: tuple[str, ...]) -> None:
     if "dali" in flags:
         pytest.importorskip("nvidia.dali", reason="nvidia-dali is not installed")
-    result = run(tmp_path, *quick(tiny_npz, "--method", "simclr", *flags))
+    result = run_here(*quick(tiny_npz, "--method", "simclr", *flags))
     assert result.returncode == 0, result.stderr
 
 
@@ -209,14 +231,14 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
     assert log.read_bytes() == (whole / "runs" / "r" / "metrics.jsonl").read_bytes()
 
 
-def test_resume_passes_over_a_torn_checkpoint(tiny_npz: Path, tmp_path: Path) -> None:
+def test_resume_passes_over_a_torn_checkpoint(tiny_npz: Path, tmp_path: Path, run_here: HERE) -> None:
     flags = quick(tiny_npz, "--save-every", "4", "--resume", "auto")
-    assert run(tmp_path, *flags).returncode == 0
+    assert run_here(*flags).returncode == 0
     folder = tmp_path / "runs" / "r"
     expected = (folder / "metrics.jsonl").read_bytes()
     newest = sorted((folder / "checkpoints").glob("*.pt"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    result = run(tmp_path, *flags)
+    result = run_here(*flags)
     assert result.returncode == 0, result.stderr
     assert "going back one checkpoint" in result.stderr
     assert (folder / "metrics.jsonl").read_bytes() == expected
@@ -261,10 +283,10 @@ def _wait_for(path: Path, process: subprocess.Popen[str] | subprocess.Popen[byte
     raise AssertionError(f"{path.name} was never written")
 
 
-def test_a_nan_stops_the_run_and_names_the_step_and_its_pairs(tiny_npz: Path, tmp_path: Path) -> None:
+def test_a_nan_stops_the_run_and_names_the_step_and_its_pairs(tiny_npz: Path, tmp_path: Path, run_here: HERE) -> None:
     # The published self term subtracts more than a column of 16 rows can hold: NaN by its own arithmetic.
     flags = quick(tiny_npz, "--method", "mimv", "--self-term", "published", "--save-every", "1")
-    result = run(tmp_path, *flags)
+    result = run_here(*flags)
     assert result.returncode == 1
     line = own_last_line(result)
     folder = tmp_path / "runs" / "r"
@@ -629,13 +651,13 @@ def test_a_wrong_md5_ends_in_one_line(
     _main_fails(tmp_path, capsys, monkeypatch, flags, "MD5")
 
 
-def test_a_second_start_leaves_the_first_untouched(tiny_npz: Path, tmp_path: Path) -> None:
+def test_a_second_start_leaves_the_first_untouched(tiny_npz: Path, tmp_path: Path, run_here: HERE) -> None:
     flags = quick(tiny_npz, "--steps", "4")
-    assert run(tmp_path, *flags).returncode == 0
+    assert run_here(*flags).returncode == 0
     folder = tmp_path / "runs" / "r"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = run(tmp_path, *flags)
-    other = run(tmp_path, *flags, "--resume", "auto", "--lr", "0.1")
+    again = run_here(*flags)
+    other = run_here(*flags, "--resume", "auto", "--lr", "0.1")
     for result, said in ((again, "--resume auto"), (other, "lr 0.005, not 0.1")):
         assert result.returncode == 2
         assert own_last_line(result).startswith("error: ")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from amimv.tools.report_page.runs import Study
-from amimv.tools.report_page.tables import ordered, predicted, stored
+from amimv.tools.report_page.tables import is_baseline, ordered, predicted, stored
 
 #: Methods that a figure can tell apart; the tables hold them all.
 MOST = 20
@@ -46,9 +46,9 @@ def line_styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """How each row is drawn: baselines grey and dashed, methods in colour."""
     styles: dict[str, dict[str, Any]] = {}
     greys = methods = 0
-    for name, own in ordered(rows):
-        if own["baseline"].iloc[0]:
-            styles[name] = {"color": str(0.35 + 0.15 * (greys % 4)), "linestyle": "--", "marker": "x+*1"[greys % 4]}
+    for name in ordered(rows):
+        if is_baseline(name):
+            styles[name] = {"color": str(0.25 + 0.13 * (greys % 4)), "linestyle": "--", "marker": "x+*1"[greys % 4]}
             greys += 1
         elif methods < MOST:
             marker = MARKERS[methods // len(COLOURS) % len(MARKERS)]
@@ -135,7 +135,8 @@ def _grid(count: int, height: float) -> tuple[Figure, list[Any]]:
 def draw_confusions(rows: pd.DataFrame, study: Study, title: str) -> Picture | None:
     """A confusion matrix per method, mean over seeds, for the results of one subset, label fraction and probe."""
     found = []
-    for name, own in ordered(rows):
+    for name in ordered(rows):
+        own = rows[rows["name"] == name]
         one, behind = predicted(own, study), stored(own, study)
         if one is not None and behind:
             names = behind[0][0].class_names
@@ -171,9 +172,9 @@ def draw_projections(rows: pd.DataFrame, study: Study, title: str, most: int = 1
         most: points a panel, drawn with a fixed seed.
     """
     found = []
-    for name, own in ordered(rows[~rows["baseline"]]):
-        behind = stored(own.sort_values("seed").head(1), study)
-        if behind and behind[0][0].projection is not None and behind[0][0].labels.ndim == 1:
+    for name in ordered(rows[~rows["baseline"]]):
+        behind = stored(rows[rows["name"] == name].sort_values("seed").head(1), study)
+        if behind and len(behind[0][0].projection) and behind[0][0].labels.ndim == 1:
             found.append((name, behind[0][0]))
     if not found:
         return None
@@ -181,7 +182,6 @@ def draw_projections(rows: pd.DataFrame, study: Study, title: str, most: int = 1
     figure, axes = _grid(len(found), 2.5)
     colours = pyplot.get_cmap("tab10" if len(found[0][1].class_names) <= 10 else "tab20")
     for axis, (name, one) in zip(axes, found, strict=True):
-        assert one.projection is not None
         chosen = np.random.default_rng(0).permutation(len(one.labels))[:most]
         # The smallest classes last, on top of the others.
         rank = np.argsort(np.argsort(-one.train_counts, kind="stable"))
@@ -193,15 +193,7 @@ def draw_projections(rows: pd.DataFrame, study: Study, title: str, most: int = 1
     names, counts = found[0][1].class_names, found[0][1].train_counts
     dots = [pyplot.Line2D([], [], color=colours(c), marker="o", linestyle="") for c in range(len(names))]
     labels = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
-    figure.legend(
-        dots,
-        labels,
-        loc="outside lower center",
-        ncols=4,
-        fontsize=7,
-        frameon=False,
-        title_fontsize=7,
-        title="class (training images)",
-    )
+    how: dict[str, Any] = {"ncols": 4, "fontsize": 7, "title_fontsize": 7, "frameon": False}
+    figure.legend(dots, labels, loc="outside lower center", title="class (training images)", **how)
     figure.suptitle(title, fontsize=10)
     return encode_figure(figure, f"principal components of the features of each method: {title}")

@@ -1,133 +1,132 @@
-"""The tables of a report: means over seeds, differences with their intervals, what imbalance costs."""
+"""The tables of a report: means over seeds, leads with their intervals, what imbalance costs, what samplers gain."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
-from amimv.tools.report_page.runs import NAMES, SCORES, SUBSET, Predictions, Run, Study, read_predictions
-from amimv.trainers.comparisons import paired_bootstrap
+from amimv.tools.report_page.runs import BASELINES, SUBSET, Predictions, Run, Study, read_predictions
+from amimv.trainers.comparisons import Interval
 from amimv.trainers.evaluation import class_thirds
-from amimv.trainers.settings import METHOD_ALIASES
+from amimv.trainers.evaluation.metrics import SCORES
 
-#: Columns of probes: the label, and the probes in it. The majority class has none and stands in all.
-PROBES = {
-    "knn": ("kNN", ("knn", "")),
-    "linear": ("linear", ("linear", "")),
-    "fine-tuned": ("fine-tuned", ("fine-tuned", "classifier", "")),
-}
-SHORT = {
-    "accuracy": "accuracy",
-    "auc": "AUC",
-    "macro_f1": "macro F1",
-    "head": "head",
-    "medium": "medium",
-    "tail": "tail",
-}
+#: Columns of probes, with the probes in them. The majority class has none and stands in all.
+PROBES = {"kNN": ("knn", ""), "linear": ("linear", ""), "fine-tuned": ("fine-tuned", "classifier", "")}
+#: Columns that have no best value.
+UNRANKED = ("judged by", "lead", "seeds")
 DASH = "-"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A value as it is printed, what it is sorted by, and whether it is its column's best."""
-
-    text: str
-    sort: float | None = None
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method or baseline: its cells, and (label, anchor) of the runs behind them."""
-
-    name: str
-    baseline: bool
-    cells: tuple[Cell, ...]
-    runs: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
 class Table:
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
+    """Rows of methods and baselines.
 
-
-def pick(rows: pd.DataFrame, probe: str) -> pd.DataFrame:
-    """The results in a probe's column."""
-    return rows[rows["probe"].isin(PROBES[probe][1])]
-
-
-def ordered(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(name, results) of each row of a table: baselines first, then by name."""
-    baselines = list(NAMES.values())
-
-    def place(item: tuple[str, pd.DataFrame]) -> tuple[bool, int, str]:
-        name, own = item
-        is_baseline = bool(own["baseline"].iloc[0])
-        return not is_baseline, baselines.index(name.split(",")[0]) if is_baseline else 0, name
-
-    return sorted(((str(name), own) for name, own in rows.groupby("name", sort=False)), key=place)
-
-
-def spread(values: pd.Series, sign: str = "") -> Cell:
-    """Mean and standard deviation over seeds, in percent; no deviation of one seed."""
-    values = values.dropna()
-    if values.empty:
-        return Cell(DASH)
-    mean = 100 * float(values.mean())
-    deviation = f" ± {100 * float(values.std()):.1f}" if len(values) > 1 else ""
-    return Cell(f"{mean:{sign}.1f}{deviation}", mean)
-
-
-def mark_best(rows: Sequence[Row], columns: Sequence[int]) -> tuple[Row, ...]:
-    """The rows with the largest value of each column marked, among at least two methods that are no baselines."""
-    best = {}
-    for c in columns:
-        values = [row.cells[c].sort for row in rows if not row.baseline]
-        known = [value for value in values if value is not None]
-        best[c] = max(known) if len(known) > 1 else math.inf
-
-    def mark(row: Row) -> Row:
-        cells = tuple(
-            Cell(cell.text, cell.sort, c in best and not row.baseline and cell.sort == best[c])
-            for c, cell in enumerate(row.cells)
-        )
-        return Row(row.name, row.baseline, cells, row.runs)
-
-    return tuple(map(mark, rows))
-
-
-def main_table(rows: pd.DataFrame, runs: Mapping[str, Run], probe: str) -> Table:
-    """Balanced accuracy of every probe, on test and on validation, and all else of one, for the results of one subset
-    and label fraction. A column without a value is left out.
+    Attributes:
+        title: what it is about.
+        texts: what is printed.
+        values: what that is sorted by, NaN last.
+        notes: what a reader must know.
+        more: the first column that a page shows on demand only.
+        runs: (seed, anchor) of the runs behind each row, by its name.
     """
-    labels = [label for label, _ in PROBES.values()]
-    columns = [
-        *labels,
-        *(f"{PROBES[probe][0]}: {name}" for name in SHORT.values()),
-        *(f"validation: {label}" for label in labels),
-        "seeds",
-    ]
-    made = []
-    for name, own in ordered(rows):
-        seeds = own["seed"].nunique()
-        cells = [spread(pick(own, p)["balanced_accuracy"]) for p in PROBES]
-        cells += [spread(pick(own, probe)[metric]) for metric in SHORT]
-        cells += [*(spread(pick(own, p)["val_balanced_accuracy"]) for p in PROBES), Cell(str(seeds), seeds)]
-        behind = own.drop_duplicates("anchor").sort_values("seed")
-        links = tuple((str(int(seed)), anchor) for seed, anchor in zip(behind["seed"], behind["anchor"], strict=True))
-        made.append(Row(name, bool(own["baseline"].iloc[0]), tuple(cells), links))
+
+    title: str
+    texts: pd.DataFrame
+    values: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    more: int = 99
+    runs: Mapping[str, list[tuple[int, str]]] | None = None
+
+    def best(self) -> pd.DataFrame:
+        """Whether a value is its column's largest, of two or more that are of no baseline."""
+        methods = self.values.loc[~self.values.index.map(is_baseline)].drop(columns=list(UNRANKED), errors="ignore")
+        best = (methods == methods.max()) & (methods.count() > 1)
+        return best.reindex(index=self.values.index, columns=self.values.columns, fill_value=False)
+
+    def lines(self) -> Iterator[tuple[str, bool, list[tuple[str, float, bool]]]]:
+        """(name, whether it is a baseline, cells) of each row; a cell is its text, value, and whether it is best."""
+        for name, texts, values, best in zip(
+            self.texts.index, *(f.to_numpy() for f in (self.texts, self.values, self.best())), strict=True
+        ):
+            yield name, is_baseline(name), list(zip(texts, values, best, strict=True))
+
+
+def is_baseline(name: str) -> bool:
+    return name.split(",")[0] in {known for known, _ in BASELINES.values()}
+
+
+def ordered(rows: pd.DataFrame) -> list[str]:
+    """The names of a table's rows: baselines first, then by name."""
+    places = {name: place for place, (name, _) in enumerate(BASELINES.values())}
+    return sorted(rows["name"].unique(), key=lambda name: (places.get(name.split(",")[0], len(places)), name))
+
+
+def pick(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The results in a probe's column."""
+    return rows[rows["probe"].isin(PROBES[column])]
+
+
+def judged(rows: pd.DataFrame, column: str = "") -> pd.DataFrame:
+    """Of each row the results of one probe: those of this column, or where it is empty, of that with the highest mean
+    on the validation split; of training from scratch those of its own classifier.
+    """
+    scratch, rows = rows[rows["probe"] == "classifier"], rows[rows["features"] != "supervised"]
+    means = {c: pick(rows, c).groupby("name")["val_balanced_accuracy"].mean().fillna(-1) for c in PROBES}
+    best = rows["name"].map(pd.DataFrame(means).idxmax(axis=1))
+    found = [pick(rows, column)] if column else [pick(rows[best == c], c) for c in PROBES]
+    return pd.concat([*found, scratch]).sort_index()
+
+
+def spread(values: pd.DataFrame, rows: pd.DataFrame, sign: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(texts, means) of each column by the rows' names, in percent: mean ± standard deviation over seeds, which one
+    alone has not.
+    """
+    groups = values.groupby(rows["name"])
+    mean, std = (100 * one.reindex(ordered(rows)) for one in (groups.mean(), groups.std()))
+    numbers = mean.map(lambda value: DASH if math.isnan(value) else f"{value:{sign}.1f}")
+    return numbers + std.map(lambda value: "" if math.isnan(value) else f" ± {value:.1f}"), mean
+
+
+def main_table(
+    rows: pd.DataFrame, own: pd.DataFrame, leads: Mapping[str, Interval], reference: str, runs: Mapping[str, Run]
+) -> Table:
+    """Balanced accuracy of every probe and the lead of the reference; on demand more of the probe by which a row is
+    judged. A column without a value is left out.
+
+    Args:
+        rows: results of one subset and label fraction.
+        own: of them those by which each row is judged.
+        leads: of the reference over other rows, by their names.
+        reference: name of its row; empty without one.
+        runs: by anchor.
+    """
+    columns = {c: pick(rows, c)["balanced_accuracy"] for c in PROBES}
+    more = [score for score in SCORES if score != "balanced_accuracy"]
+    columns |= {score.replace("_f1", " F1").replace("auc", "AUC"): own[score] for score in more}
+    columns |= {f"validation: {c}": pick(rows, c)["val_balanced_accuracy"] for c in PROBES}
+    texts, values = spread(pd.DataFrame(columns), rows)
     # The majority class stands in every column; so a column is kept for the others.
-    others = [row for row in made if row.name != NAMES["majority"]] or made
-    kept = [c for c in range(len(columns)) if any(row.cells[c].sort is not None for row in others)]
-    shown = [Row(row.name, row.baseline, tuple(row.cells[c] for c in kept), row.runs) for row in made]
-    marked = mark_best(shown, range(len(kept) - 1))
-    return Table(describe(rows), tuple(columns[c] for c in kept), marked, tuple(notes(rows, runs)))
+    others = values.drop(index="majority class") if len(values) > 1 and "majority class" in values.index else values
+    names, notes = rows.groupby("name"), describe_runs(rows, runs)
+    beside = {"judged by": (own.groupby("name")["probe"].first(), None)}
+    if leads:
+        ahead = pd.Series({name: 100 * one.difference for name, one in leads.items()})
+        beside["lead"] = (pd.Series({name: _interval(one) for name, one in leads.items()}), ahead)
+        notes.insert(0, f"lead: how far {reference} is ahead, points of balanced accuracy [95 % interval].")
+    beside["seeds"] = (names["seed"].nunique().astype(str), names["seed"].nunique())
+    shown = [c for c in values if others[c].notna().any()]
+    place = sum(c in PROBES for c in shown)
+    texts = texts.assign(**{c: text for c, (text, _) in beside.items()}).replace("", DASH).fillna(DASH)
+    values = values.assign(**{c: value for c, (_, value) in beside.items()}).astype(float)
+    order = [*shown[:place], *beside, *shown[place:]]
+    behind = {str(name): sorted(set(zip(one["seed"].astype(int), one["anchor"], strict=True))) for name, one in names}
+    return Table(describe(rows), texts[order], values[order], tuple(notes), place + len(beside), behind)
+
+
+def _interval(one: Interval) -> str:
+    return f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
 
 
 def percent(share: float) -> str:
@@ -137,78 +136,53 @@ def percent(share: float) -> str:
 def describe_subset(row: Mapping[str, object]) -> str:
     """The imbalance that was asked for."""
     profile, rho, total = row["profile"], float(str(row["rho"])), float(str(row["total"]))
+    images = f", {total:,.0f} images in total" if total else ""
     if profile == "indices":
-        return f"given indices, {total:,.0f} images in total"
+        return f"given indices{images}"
     if profile == "natural" or (profile == "exp" and rho == 1 and not total):
         return "natural distribution"
-    return f"rho {rho:g} ({profile})" + (f", {total:,.0f} images in total" if total else "")
+    return f"rho {rho:g} ({profile}){images}"
 
 
 def describe(rows: pd.DataFrame) -> str:
     """A table's title: imbalance, labels, and what of it came true."""
-    first = rows.iloc[0]
-    counts = sorted(set(rows["n_train"].astype(int)))
-    ratios = sorted({round(float(r), 1) for r in rows["realised_ratio"].dropna()})
-    ratio = f", realised ratio {' to '.join(f'{r:.1f}' for r in {ratios[0]: 0, ratios[-1]: 0})}" if ratios else ""
-    images = " to ".join(f"{n:,}" for n in {counts[0]: 0, counts[-1]: 0})
-    return f"{describe_subset(first)}, {percent(first['label_fraction'])} of the labels ({images} images{ratio})"
+    ratios, counts = rows["realised_ratio"].dropna().round(1), rows["n_train"]
+    ratio = f", realised ratio {_between(ratios, '.1f')}" if len(ratios) else ""
+    share = percent(rows["label_fraction"].iloc[0])
+    return f"{describe_subset(rows.iloc[0])}, {share} of the labels ({_between(counts, ',.0f')} images{ratio})"
 
 
-def notes(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
+def _between(values: pd.Series, form: str) -> str:
+    return " to ".join(dict.fromkeys(f"{value:{form}}" for value in (values.min(), values.max())))
+
+
+def describe_runs(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
     """What a reader of a table must know about how alike its runs are."""
-    found = []
-    own = rows[~rows["baseline"]]
-    steps = {
-        f"{step:,.0f} ({', '.join(sorted(set(group['name'])))})" for step, group in own.groupby("steps", sort=True)
-    }
-    if len(steps) > 1:
-        found.append(f"Numbers of training steps differ: {'; '.join(sorted(steps))}.")
-    evaluated = sorted(set(rows["revision"]) - {""})
-    trained = sorted(
-        {str(runs[a].environment["revision"]) for a in set(rows["anchor"]) if "revision" in runs[a].environment}
-    )
-    changed = any(revision.endswith("+") for revision in (*evaluated, *trained))
+    found, own = [], rows[~rows["baseline"]]
+    if own["steps"].nunique() > 1:
+        steps = [f"{step:,.0f} ({', '.join(sorted(set(names)))})" for step, names in own.groupby("steps")["name"]]
+        found.append(f"Numbers of training steps differ: {'; '.join(steps)}.")
+    evaluated, trained = set(rows["revision"]) - {""}, {runs[a].revision for a in rows["anchor"]} - {""}
     if len(evaluated) > 1 or len(trained) > 1:
-        found.append(
-            f"Revisions of the code differ: training {', '.join(trained) or 'unknown'}; "
-            f"evaluation {', '.join(evaluated) or 'unknown'}{' (+: changed since)' * changed}."
+        of = (
+            f"{what} {', '.join(sorted(one)) or 'unknown'}"
+            for what, one in (("training", trained), ("evaluation", evaluated))
         )
+        changed = " (+: changed since)" * any(revision.endswith("+") for revision in evaluated | trained)
+        found.append(f"Revisions of the code differ: {'; '.join(of)}{changed}.")
     if rows["rho"].iloc[0] == 1 and rows["total"].iloc[0] and rows["profile"].iloc[0] != "natural":
         found.append("All classes are as large: which of them are head, medium and tail goes by their number alone.")
-    seeds = sorted({int(own_rows["seed"].nunique()) for name, own_rows in ordered(rows)})
-    if len(seeds) > 1:
-        found.append(f"Rows have {seeds[0]} to {seeds[-1]} seeds: a mean of fewer is less sure.")
+    seeds = rows.groupby("name")["seed"].nunique()
+    if seeds.nunique() > 1:
+        found.append(f"Rows have {seeds.min()} to {seeds.max()} seeds: a mean of fewer is less sure.")
     return found
-
-
-def find_reference(rows: pd.DataFrame, wanted: str) -> str:
-    """The row that others are compared with: the wanted method or row, on uniform samplers if there is one. Where the
-    alias ``amimv`` is missing, another reading of it, else its method, else the method with the most seeds. Empty
-    without one.
-    """
-    if wanted in set(rows["name"]):
-        return wanted
-    method = METHOD_ALIASES.get(wanted, wanted)
-    starts = [f"{method} on {RECIPE_ALIASES.get(wanted, '')}"]
-    if wanted in METHOD_ALIASES:
-        starts += [f"{method} on {wanted}", f"{method} on", ""]
-    seeds = {name: own["seed"].nunique() for name, own in ordered(rows) if not own["baseline"].iloc[0]}
-    for start in starts:
-        found = [name for name in seeds if name.startswith(start)]
-        if found:
-            return min(found, key=lambda name: (-seeds[name], len(name)))
-    return ""
 
 
 def stored(own: pd.DataFrame, study: Study) -> list[tuple[Predictions, int]]:
     """(predictions of the run, line) of each result; empty if any of them has none."""
-    found = []
-    for anchor, line in zip(own["anchor"], own["line"], strict=True):
-        predictions = read_predictions(study.runs[anchor].folder, study.lines[anchor])
-        if predictions is None:
-            return []
-        found.append((predictions, int(line)))
-    return found
+    runs = [study.runs[anchor] for anchor in own["anchor"]]
+    found = [(read_predictions(run.folder, run.lines), int(line)) for run, line in zip(runs, own["line"], strict=True)]
+    return [(one, line) for one, line in found if one] if all(one for one, _ in found) else []
 
 
 def predicted(own: pd.DataFrame, study: Study) -> tuple[np.ndarray, np.ndarray] | None:
@@ -219,43 +193,8 @@ def predicted(own: pd.DataFrame, study: Study) -> tuple[np.ndarray, np.ndarray] 
     if not found or found[0][0].labels.ndim != 1:
         return None
     labels = found[0][0].labels
-    if not all(np.array_equal(labels, p.labels) for p, _ in found):
-        return None
-    return labels, np.stack([p.rows[line] for p, line in found])
-
-
-def difference_table(rows: pd.DataFrame, study: Study, wanted: str) -> Table | None:
-    """Balanced accuracy minus the reference's, with paired bootstrap intervals; None without a reference."""
-    reference = find_reference(rows, wanted)
-    if not reference:
-        return None
-    made, missing = [], False
-    base = {p: predicted(pick(rows[rows["name"] == reference], p), study) for p in PROBES}
-    for name, own in ordered(rows):
-        if name == reference:
-            continue
-        cells = []
-        for p in PROBES:
-            results, other = pick(own, p), base[p]
-            one = None if results.empty else predicted(results, study)
-            if one is None or other is None or not np.array_equal(one[0], other[0]):
-                missing |= not results.empty
-                cells.append(Cell(DASH))
-                continue
-            found = paired_bootstrap(one[0], one[1], other[1])
-            text = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-            cells.append(Cell(text, 100 * found.difference))
-        made.append(Row(name, bool(own["baseline"].iloc[0]), tuple(cells)))
-    if not made or all(cell.sort is None for row in made for cell in row.cells):
-        return None
-    note = (f"{DASH}: not judged by this probe, or without stored predictions for the same test images.",)
-    columns = tuple(label for label, _ in PROBES.values())
-    return Table(f"Difference from {reference}, points of balanced accuracy", columns, tuple(made), note * missing)
-
-
-def paired_by_seed(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> pd.Series:
-    """Differences ``one - other`` of the seeds that both have."""
-    return (one.set_index("seed")[metric] - other.set_index("seed")[metric]).dropna()
+    same = all(np.array_equal(labels, one.labels) for one, _ in found)
+    return (labels, np.stack([one.rows[line] for one, line in found])) if same else None
 
 
 def with_fixed_tail(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -264,72 +203,63 @@ def with_fixed_tail(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
     At rho 1 with a fixed total all classes are as large, and which are called the tail is chance: so the classes are
     held fixed when ratios are compared. NaN where predictions are missing.
     """
-    rows = rows.assign(fixed_tail=math.nan)
     highest = stored(rows[rows["rho"] == rows["rho"].max()].head(1), study)
-    if not highest or highest[0][0].labels.ndim != 1:
-        return rows
-    tail = class_thirds(highest[0][0].train_counts.tolist())[2]
-    for index, anchor, line in zip(rows.index, rows["anchor"], rows["line"], strict=True):
-        own = read_predictions(study.runs[anchor].folder, study.lines[anchor])
-        if own is not None:
-            right = own.rows[line] == own.labels
-            recalls = [right[own.labels == c].mean() for c in tail if (own.labels == c).any()]
-            rows.loc[index, "fixed_tail"] = np.mean(recalls) if recalls else math.nan
-    return rows
+    tail = class_thirds(highest[0][0].train_counts.tolist())[2] if highest else []
+
+    def recall(index: int) -> float:
+        behind = stored(rows.loc[[index]], study)
+        if not behind or behind[0][0].labels.ndim != 1:
+            return math.nan
+        own, line = behind[0]
+        recalls = [(own.rows[line] == c)[own.labels == c].mean() for c in tail if (own.labels == c).any()]
+        return float(np.mean(recalls)) if recalls else math.nan
+
+    return rows.assign(fixed_tail=[recall(index) for index in rows.index])
 
 
-def drop_table(rows: pd.DataFrame, probe: str) -> Table:
-    """What is lost from the lowest to the highest ratio, for results of one data set, label fraction and probe that
-    `with_fixed_tail` has seen.
+def drop_table(rows: pd.DataFrame) -> Table:
+    """What is lost from the lowest to the highest ratio, for results of one data set and label fraction that
+    `with_fixed_tail` has seen, of one probe a row.
     """
     low, high = rows["rho"].min(), rows["rho"].max()
-    made = []
-    for name, own in ordered(rows):
-        first, last = own[own["rho"] == low], own[own["rho"] == high]
-        cells: list[Cell] = []
-        for metric in ("balanced_accuracy", "fixed_tail"):
-            cells += [spread(first[metric]), spread(last[metric]), spread(paired_by_seed(first, last, metric))]
-        if not first.empty and not last.empty:
-            made.append(Row(name, bool(own["baseline"].iloc[0]), tuple(cells)))
-    ends = (f"rho {low:g}", f"rho {high:g}", "drop")
-    columns = (*(f"balanced accuracy: {end}" for end in ends), *(f"tail: {end}" for end in ends))
-    labels = percent(rows["label_fraction"].iloc[0])
-    title = f"Loss from rho {low:g} to rho {high:g}, {PROBES[probe][0]}, {labels} of the labels"
-    return Table(title, columns, tuple(made))
+    ends = {f"rho {rho:g}": rows[rows["rho"] == rho].set_index(["name", "seed"]) for rho in (low, high)}
+    first, last = ends.values()
+    columns: dict[str, pd.Series] = {}
+    for metric, label in (("balanced_accuracy", "balanced accuracy"), ("fixed_tail", "tail")):
+        columns |= {f"{label}: {end}": one[metric] for end, one in ends.items()}
+        columns[f"{label}: drop"] = first[metric] - last[metric]
+    frame = pd.DataFrame(columns).reset_index()
+    frame = frame[frame["name"].isin(first.index.unique(0)) & frame["name"].isin(last.index.unique(0))]
+    texts, values = spread(frame[list(columns)], frame)
+    title = f"Loss from rho {low:g} to rho {high:g}, {percent(rows['label_fraction'].iloc[0])} of the labels"
+    return Table(title, texts, values)
 
 
-def gain_table(rows: pd.DataFrame, probe: str) -> Table | None:
+def gain_table(own: pd.DataFrame) -> Table | None:
     """What each sampler gains over uniform ones of the same method, recipe and settings; None without another."""
-    made = []
-    rows = pick(rows[~rows["baseline"]], probe)
-    for name, own in ordered(rows):
-        row = own.iloc[0]
-        samplers = [
-            s for s in (row["sampler"], row["partner"] and f"partner {row['partner']}") if "uniform" not in s and s
-        ]
-        plain = name
-        for sampler in samplers:
-            plain = plain.replace(f", {sampler}", "", 1)
+    metrics = {"balanced_accuracy": "balanced accuracy", "head": "head", "medium": "medium", "tail": "tail"}
+    rows = own[~own["baseline"]].set_index("seed")
+    gains = []
+    for name, one in rows.groupby("name"):
+        samplers = {one["sampler"].iloc[0], f"partner {one['partner'].iloc[0]}"}
+        plain = ", ".join(word for word in str(name).split(", ") if word not in samplers)
         base = rows[rows["name"] == plain]
-        if samplers and not base.empty:
-            gains = [
-                spread(paired_by_seed(own, base, m), "+") for m in ("balanced_accuracy", "head", "medium", "tail")
-            ]
-            made.append(Row(name, False, tuple(gains)))
-    if not made:
+        if plain != name and len(base):
+            gains.append((one[list(metrics)] - base[list(metrics)]).dropna(how="all").assign(name=name))
+    if not gains:
         return None
-    title = f"Gain over uniform sampling, {PROBES[probe][0]}, points: {describe(rows)}"
-    return Table(title, ("balanced accuracy", "head", "medium", "tail"), tuple(made))
+    found = pd.concat(gains, ignore_index=True).rename(columns=metrics)
+    texts, values = spread(found[list(metrics.values())], found, "+")
+    return Table(f"Gain over uniform sampling, points: {describe(own)}", texts, values)
 
 
 def long_form(rows: pd.DataFrame) -> pd.DataFrame:
     """A line per data set, subset, label fraction, row and probe: mean and standard deviation of each score over the
     seeds (fractions in [0, 1], six digits as in the results), the number of seeds and the runs.
     """
-    keys = [*SUBSET, "label_fraction", "name", "probe"]
-    grouped = rows.groupby(keys, sort=False)
+    grouped = rows.groupby([*SUBSET, "label_fraction", "name", "probe"], sort=False)
     columns: dict[str, pd.Series] = {}
-    for metric in (*SCORES, "val_balanced_accuracy"):
+    for metric in (*sorted(SCORES, key="balanced_accuracy".__ne__), "val_balanced_accuracy"):
         columns[f"{metric}_mean"], columns[f"{metric}_std"] = grouped[metric].mean(), grouped[metric].std()
     columns["n_seeds"] = grouped["seed"].nunique()
     columns["n_train"], columns["realised_ratio"] = grouped["n_train"].mean(), grouped["realised_ratio"].mean()

@@ -18,7 +18,8 @@ from amimv.pipelines.dali_backend import render_dali
 from amimv.pipelines.kornia_backend import render_kornia
 from amimv.pipelines.operations import OPERATIONS, PIXELS, Pixels
 from amimv.pipelines.operations.solarise import Solarise
-from amimv.pipelines.params import ViewParams, build_policy, draw_view_params
+from amimv.pipelines.params import ViewParams, draw_view_params
+from amimv.pipelines.policy import build_policy
 from amimv.pipelines.rng import Key
 from amimv.trainers.run_folder import write_json
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from amimv.files import replacing
 from amimv.models.backbones import BackboneSpec, load_backbone
 from amimv.pipelines import ImageStore, label_fraction
 from amimv.trainers.conditions import one_image
-from amimv.trainers.data import Splits, backbone_spec, describe_run
+from amimv.trainers.data import Splits, backbone_spec, describe_data, describe_run
 from amimv.trainers.evaluation.features import build_random, extract_features
 from amimv.trainers.evaluation.results import (
     EVALUATION,
@@ -116,11 +117,12 @@ def evaluate_features(
     pretrained: nn.Module | None,
     revision: str,
     run: str,
+    own: BackboneSpec | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All rows of a run, and what each predicts for every test image.
 
     Args:
-        settings, splits, spec, pretrained: as for `judge`.
+        settings, splits, spec, pretrained, own: as for `judge`.
         revision: of the code, for the rows.
         run: the run's name, for the rows.
 
@@ -137,7 +139,7 @@ def evaluate_features(
         "class_names": np.array(splits.test.class_names),
     }
     order = {name: i for i, name in enumerate(ORDER)}
-    judged = sorted(judge(settings, splits, spec, pretrained), key=lambda j: (j[0], order[j[2].features]))
+    judged = sorted(judge(settings, splits, spec, pretrained, own), key=lambda j: (j[0], order[j[2].features]))
     for i, (fraction, labelled, one) in enumerate(judged):
         result = result_row(one, labelled, splits.val, splits.test, fraction, thirds_by)
         rows.append(_columns(settings, splits.train, one.features, revision, run) | result)
@@ -162,11 +164,45 @@ def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> fl
     else:
         backbone, spec = load_backbone(folder / "backbone", splits.train.device)
     rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
+    _write(rows, arrays, folder)
+    print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
+    return time.perf_counter() - started
+
+
+def evaluate_elsewhere(
+    settings: PretrainSettings,
+    splits: Splits,
+    backbone: nn.Module,
+    spec: BackboneSpec,
+    folder: Path,
+    run: str,
+    pretrained_on: str,
+) -> None:
+    """Judge a backbone on data that it was not trained on, beside the baselines that a run on these data has:
+    ``results.csv``, with a column ``pretrained_on`` more, and ``predictions.npz`` in ``folder``; the table on the
+    console.
+
+    Args:
+        settings: of the run, with those of these data.
+        splits: of these data.
+        backbone, spec: what is judged, and what images are rendered for it by.
+        folder: for the files; it exists.
+        run: the run's name.
+        pretrained_on: the name of the run's own data.
+    """
+    train = splits.train
+    own = backbone_spec(settings, train)
+    own = replace(own, size=min(spec.size, train.size))
+    rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), run, own)
+    _write([row | {"pretrained_on": pretrained_on} for row in rows], arrays, folder)
+    title = f"{describe_data(train)}: features of {run}, pre-trained on {pretrained_on}, {train.task}, test split, %"
+    print_table(rows, title)
+
+
+def _write(rows: list[dict[str, Any]], arrays: dict[str, Any], folder: Path) -> None:
     with replacing(folder / "predictions.npz", "wb") as file:
         np.savez_compressed(file, **arrays)
     write_results(rows, folder / "results.csv")  # the last to be written: it says that the run is done
-    print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
-    return time.perf_counter() - started
 
 
 def _columns(settings: PretrainSettings, train: ImageStore, features: str, revision: str, run: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def nearest(views: Tensor, images: Tensor) -> tuple[Tensor, float]:
     return index, (views - images[index]).abs().max().item()
 
 
-@pytest.mark.parametrize(("size", "channels"), [(28, 3), (64, 3), (28, 1)])
+@pytest.mark.parametrize(("size", "channels"), [(28, 3), pytest.param(64, 3, marks=pytest.mark.slow), (28, 1)])
 @pytest.mark.parametrize("rival", KINDS, ids=by_name)
 def test_two_normalised_views(rival: Rival, size: int, channels: int, opened: OPEN) -> None:
     if rival.batches is dali_pil_views and channels == 1:
@@ -246,7 +246,7 @@ def test_greyscale_is_as_frequent(rival: Rival, opened: OPEN) -> None:
     assert 0.12 < grey.float().mean() < 0.28
 
 
-@pytest.mark.parametrize("size", [28, 64])
+@pytest.mark.parametrize("size", [28, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rival", KINDS, ids=by_name)
 def test_blur_is_as_strong_and_as_frequent(rival: Rival, size: int, opened: OPEN) -> None:
     """What is left of a single bright pixel, beside ours."""

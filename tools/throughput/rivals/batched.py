@@ -8,7 +8,7 @@ import torch
 
 from amimv import InputError
 from amimv.pipelines.operations.blur import blur_window
-from amimv.pipelines.params import ViewPolicy
+from amimv.pipelines.policy import ViewPolicy
 from amimv.pipelines.recipes import HARD
 from amimv.pipelines.store import ImageStore
 from amimv.tools.throughput.measure import threads as on_threads

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amimv.pipelines.operations.blur import blur_window
-from amimv.pipelines.params import ViewPolicy
+from amimv.pipelines.policy import ViewPolicy
 from amimv.pipelines.recipes import HARD
 from amimv.pipelines.store import ImageStore
 from amimv.tools.throughput.rivals.common import Views, checked_images

@@ -1,0 +1,114 @@
+"""What the numbers say, in words: which method validation chooses, and what its lead on the test images is worth."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from amimv.models.methods import METHODS
+from amimv.tools.report_page.runs import Study
+from amimv.tools.report_page.tables import ordered, percent, predicted, spread
+from amimv.trainers.comparisons import Interval, paired_bootstrap
+from amimv.trainers.layers import settings_from
+from amimv.trainers.settings import METHOD_ALIASES
+
+#: What is said of a probe.
+JUDGES = {"knn": "kNN", "linear": "linear probe", "classifier": "own classifier"}
+#: Baselines that a verdict is about, and what it calls them.
+SCRATCH = {"supervised from scratch": "training from scratch", "raw pixels": "raw pixels"}
+
+
+def contenders(own: pd.DataFrame) -> pd.DataFrame:
+    """Results of methods that have validation scores; none of one seed where others have several."""
+    methods = own[~own["baseline"] & own["val_balanced_accuracy"].notna()]
+    seeds = methods.groupby("name")["seed"].transform("nunique")
+    return methods[(seeds > 1) | (seeds.max() == 1)]
+
+
+def choose(own: pd.DataFrame, wanted: str = "") -> str:
+    """The row that others are compared with: the wanted row or method, of whose rows that with the most seeds and the
+    shortest name; without such a row that with the highest mean on the validation split. Empty without any.
+    """
+    if wanted in set(own["name"]):
+        return wanted
+    of_method = own[~own["baseline"] & (own["method"] == METHOD_ALIASES.get(wanted, wanted))]
+    seeds = of_method.groupby("name")["seed"].nunique()
+    if len(seeds):
+        return min(seeds.index, key=lambda name: (-seeds[name], len(name), name))
+    means = contenders(own).groupby("name")["val_balanced_accuracy"].mean()
+    return str(means.idxmax()) if len(means) else ""
+
+
+def compute_leads(own: pd.DataFrame, reference: str, study: Study) -> dict[str, Interval]:
+    """How far the reference is ahead of each other row on the same test images; without rows whose predictions are
+    missing, multi-label, or of other images.
+    """
+    base = predicted(own[own["name"] == reference], study)
+    leads = {}
+    for name in ordered(own):
+        one = predicted(own[own["name"] == name], study)
+        if name != reference and base and one and np.array_equal(base[0], one[0]):
+            leads[name] = paired_bootstrap(base[0], base[1], one[1])
+    return leads
+
+
+def verdict(own: pd.DataFrame, leads: Mapping[str, Interval], reference: str) -> str:
+    """The conclusion from one subset and label fraction.
+
+    Args:
+        own: its results, of one probe a row.
+        leads: of the reference over other rows, by their names.
+        reference: name of its row; empty without one.
+    """
+    images = int(own["n_train"].iloc[0])
+    begin = f"With {percent(own['label_fraction'].iloc[0])} of the labels ({images:,} image{'s' * (images != 1)}), "
+    if not reference:
+        why = "only baselines were run" if own["baseline"].all() else "no method has scores on the validation split"
+        return f"{begin}there is no verdict: {why}."
+    result = own[own["name"] == reference]
+    judge, score = str(result["probe"].iloc[0]), spread(result[["balanced_accuracy"]], result)[0].iloc[0, 0]
+    seeds = result["seed"].nunique()
+    subject = f"{in_words(reference)} ({JUDGES.get(judge, judge)}, {score} %{', one seed' * (seeds == 1)})"
+    baselines = [name for start in SCRATCH for name in ordered(own) if name.split(",")[0] == start]
+    methods = sorted(contenders(own)["name"].unique())
+    compared = {name: in_words(name) for name in (*baselines, *methods) if name != reference}
+    said = _relations({words: leads[name] for name, words in compared.items() if name in leads})
+    sentences = [f"{begin}{subject} {said or 'is compared with nothing'}."]
+    missing = [words for start, words in SCRATCH.items() if not any(name.startswith(start) for name in own["name"])]
+    if missing:
+        sentences.append(f"Not run: {listed(missing)}.")
+    if unknown := [words for name, words in compared.items() if name not in leads]:
+        sentences.append(f"Without predictions of one class for each of the same test images: {listed(unknown)}.")
+    return " ".join(sentences)
+
+
+def _relations(leads: Mapping[str, Interval]) -> str:
+    """What a method is ahead of, not told apart from, and behind; empty without anything."""
+    ahead = [f"{name} by {_points(one.difference, one.low, one.high)}" for name, one in leads.items() if one.low > 0]
+    level = [name for name, one in leads.items() if one.low <= 0 <= one.high]
+    behind = [
+        f"{name} by {_points(-one.difference, -one.high, -one.low)}" for name, one in leads.items() if one.high < 0
+    ]
+    groups = (("is ahead of", ahead), ("is not told apart from", level), ("is behind", behind))
+    return "; it ".join(f"{words} {listed(names)}" for words, names in groups if names)
+
+
+def _points(difference: float, low: float, high: float) -> str:
+    return f"{100 * difference:.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as a list within a sentence."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def in_words(name: str) -> str:
+    """A row's name in a sentence: methods as their papers call them, without the recipe that they are published on."""
+    head, *settings = name.split(", ")
+    method, _, recipe = head.partition(" on ")
+    if method in METHODS:
+        title, colon, _ = (METHODS[method].settings.__doc__ or "").partition(":")
+        published = settings_from({"method": method, "preset": "none"}, method).recipe
+        head = (title if colon else method) + (f" on {recipe}" if recipe != published else "")
+    return SCRATCH.get(head, head) + (f" ({', '.join(settings)})" if settings else "")
