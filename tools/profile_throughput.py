@@ -25,7 +25,7 @@ from amimv.threads import usable_cores
 from amimv.tools.throughput.measure import Rates, measure, threads, waiter
 from amimv.tools.throughput.scaling import draw_scaling, measure_memory, measure_scaling, repeated
 from amimv.tools.throughput.stages import break_down, compare_views, write_trace
-from amimv.tools.throughput.training_step import profile_step
+from amimv.tools.throughput.training_step import build, profile_step
 from amimv.trainers.run_folder import describe_environment, write_json
 
 try:
@@ -39,7 +39,7 @@ REFERENCE = ("amimv PairLoader, kornia", "two-view")
 RIVAL_BATCHES = (64, 256, 1024)
 #: Repeats, and seconds of each, by which the fastest choice is found.
 TRIAL = (2, 0.3)
-TEXT_COLUMNS = ("pipeline", "recipe", "stage", "part", "varied")
+TEXT_COLUMNS = ("pipeline", "fed by", "recipe", "stage", "part", "varied")
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def training_flags(s: ProfileSettings, recipe: str) -> list[str]:
         "batch-size": s.batch_sizes[0],
         "mixed-precision": s.mixed_precision,
     }
-    flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    flags = [text for name, value in values.items() if value for text in (f"--{name}", str(value))]
     return [*flags, "--compile"] if s.compile else flags
 
 
@@ -301,8 +301,23 @@ def show_training(s: ProfileSettings, console: Console, device: torch.device) ->
             f"data; peak memory {step['peak_memory_mib']:,.0f} MiB",
             soft_wrap=True,
         )
-        result.append({"recipe": recipe, "method": s.method, "backbone": s.backbone, **step})
+        fed = show_feeds(s, console, device) if s.rivals and RIVALS and recipe == "two-view" else []
+        result.append({"recipe": recipe, "method": s.method, "backbone": s.backbone, **step, "fed_by": fed})
     return result
+
+
+def show_feeds(s: ProfileSettings, console: Console, device: torch.device) -> list[dict[str, Any]]:
+    """The same step fed by others, and their loaders alone."""
+    from amimv.tools.throughput.rivals.training import HEADER, cells_of_feeds, compare_feeds
+
+    training = build([*training_flags(s, "two-view"), "--sampler", "uniform"], device.type == "cpu")
+    rows = compare_feeds(training, usable_cores(), s.repeats, s.seconds)
+    title = f"{title_of(s, s.sizes[0])}, {s.method} on two-view, {s.backbone}, batch {s.batch_sizes[0]}, in turns"
+    print_table(console, title, HEADER, cells_of_feeds(rows))
+    for row in rows:
+        if row["note"]:
+            console.print(f"{row['fed_by']}: skipped: {row['note']}", soft_wrap=True)
+    return rows
 
 
 def show_scaling(s: ProfileSettings, console: Console, device: torch.device) -> dict[str, Any]:

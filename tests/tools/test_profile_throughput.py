@@ -1,6 +1,8 @@
 """The throughput tool runs, counts what it times and writes strict JSON; no test asserts a speed."""
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import pytest
 import torch
 
 from amimv import InputError
-from amimv.pipelines import ImageStore, get_recipe, load_store
+from amimv.pipelines import ImageStore, PairBatch, get_recipe, load_store
 from amimv.tools import profile_throughput as tool
 from amimv.tools.profile_throughput import ProfileSettings, Row, profile, reference_rate
 from amimv.tools.throughput.measure import Rates
-from amimv.tools.throughput.rivals import RIVALS
+from amimv.tools.throughput.rivals import RIVALS, training
+from amimv.trainers.build import Training
+from amimv.trainers.journal import Step
 
 QUICK = ProfileSettings(batch_sizes=(32,), repeats=2, seconds=0.02)
 
@@ -128,7 +132,7 @@ def test_watched_functions_are_put_back(store: ImageStore) -> None:
 
 def test_training_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    document = profile(replace(QUICK, train=True, recipes=("two-view", "amimv"), method="mimv"))
+    document = profile(replace(QUICK, train=True, recipes=("two-view", "amimv"), method="mimv", rivals=False))
     first, second = document["training"]
     parts = ("data", "forward", "backward", "optimizer", "other")
     for step in (first, second):
@@ -139,6 +143,41 @@ def test_training_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     assert (first["recipe"], second["recipe"]) == ("two-view", "amimv")
     assert "waiting for data" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())  # no run is left behind
+
+
+def test_the_same_step_is_fed_by_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loader that is late shows in its step, its waiting and alone; one that is missing says so."""
+    kept = next(rival for rival in RIVALS if rival.name.endswith("resampled"))
+
+    def late(*given: object) -> Iterator[object]:
+        for views in kept.batches(*given):
+            time.sleep(0.2)
+            yield views
+
+    rivals = (replace(kept, name="late", batches=late), replace(kept, name="nobody's", module="no_such_library"))
+    monkeypatch.setattr(training, "RIVALS", rivals)
+    monkeypatch.setattr(training, "FED_BY", ("kornia", "no_such_library"))
+    monkeypatch.setattr(training, "WARM_UP_STEPS", 1)
+    seen: list[PairBatch] = []
+    step = training.train_step
+
+    def look(trained: Training, batches: Iterator[PairBatch], epoch: int) -> Step:
+        seen.append(next(batches))
+        return step(trained, iter(seen[-1:]), epoch)
+
+    monkeypatch.setattr(training, "train_step", look)
+    (row,) = profile(replace(QUICK, train=True, recipes=("two-view",), repeats=1))["training"]
+    ours, other, missing = row["fed_by"]
+    assert other["waited"]["median"] >= 200
+    assert other["batch"]["median"] >= 200
+    assert other["step"]["median"] > other["waited"]["median"]
+    assert ours["waited"]["median"] < 200
+    assert missing["note"].startswith("no_such_library")
+    assert len(seen) == 2  # the warm-up of either
+    for pair in seen:  # alike in all but the pixels
+        assert [[view.shape for view in side] for side in pair.sides] == [[(32, 3, 28, 28)]] * 2
+        assert 0.5 < pair.sides[0][0].std() < 2
+    assert "nobody's: skipped: no_such_library" in capsys.readouterr().out
 
 
 def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

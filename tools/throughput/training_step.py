@@ -1,7 +1,7 @@
 """Where the time of one training step goes, and what memory it takes, measured on the trainer's own step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +17,7 @@ from amimv.trainers.loop import train_step
 WARM_UP_STEPS = 5
 
 
-def endless_pairs(training: Training) -> Iterator[PairBatch]:
+def endless_pairs(training: Training) -> Generator[PairBatch, None, None]:
     """Batches, epoch after epoch."""
     epoch = 0
     while True:
@@ -37,33 +37,42 @@ def run_steps(training: Training, batches: Iterator[PairBatch], seconds: float) 
     return steps, (time.perf_counter() - started) / steps, waited / steps
 
 
+def build(argv: list[str], cpu: bool = False) -> Training:
+    """What ``trainers/pretrain.py`` trains by these flags, on the CPU even if there is a GPU; no schedule ends."""
+    settings, _ = resolve([*argv, "--no-evaluate"], prog="profile_throughput.py")
+    with TemporaryDirectory() as folder:
+        training = build_training(settings, make_accelerator(settings, Path(folder), cpu))
+    training.total_steps = 10**9
+    return training
+
+
+def warm_up(training: Training, batches: Iterator[PairBatch]) -> None:
+    for _ in range(WARM_UP_STEPS):
+        train_step(training, batches, epoch=0)
+
+
 def profile_step(argv: list[str], seconds: float, cpu: bool = False) -> dict[str, float]:
     """Profile the trainer's step.
 
     Args:
-        argv: flags of ``trainers/pretrain.py``.
+        argv, cpu: see `build`.
         seconds: how long is measured, once with and once without the device being waited for around each part.
-        cpu: train on the CPU, even if there is a GPU.
 
     Returns:
         ``step_ms`` and ``data_wait_share`` of a step as it is trained; ``data_ms``, ``forward_ms``,
         ``backward_ms``, ``optimizer_ms`` and ``other_ms`` of a step whose parts are waited for; ``views_per_second``,
         ``peak_memory_mib``.
     """
-    settings, _ = resolve([*argv, "--no-evaluate"], prog="profile_throughput.py")
-    with TemporaryDirectory() as folder:
-        training = build_training(settings, make_accelerator(settings, Path(folder), cpu))
-    training.total_steps = 10**9  # the schedules never end
+    training = build(argv, cpu)
     batches = endless_pairs(training)
-    for _ in range(WARM_UP_STEPS):
-        train_step(training, batches, epoch=0)
+    warm_up(training, batches)
     if training.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(training.accelerator.device)
     _, per_step, waited = run_steps(training, batches, seconds)
     result = {
         "step_ms": 1000 * per_step,
         "data_wait_share": waited / per_step,
-        "views_per_second": settings.batch_size * len(training.loader.recipe.views) / per_step,
+        "views_per_second": training.settings.batch_size * len(training.loader.recipe.views) / per_step,
     }
     stopwatch = Stopwatch(waiter(training.accelerator.device))
     next_pair = stopwatch.timed("data", next)

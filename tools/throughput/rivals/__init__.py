@@ -7,7 +7,7 @@ does not fit again, where we cut it, so that their crops are smaller: 0.49 of th
 library is imported when its views are asked for. This folder is of a checkout only: setup.cfg leaves it out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,11 @@ from importlib import import_module
 from typing import Literal
 
 from amimv import InputError
+from amimv.pipelines.params import ViewPolicy
+from amimv.pipelines.recipes import HARD
 from amimv.pipelines.store import ImageStore
 from amimv.tools.throughput.rivals.batched import dali_pil_views, dali_views, kornia_views
-from amimv.tools.throughput.rivals.common import Batches
+from amimv.tools.throughput.rivals.common import Batches, Views
 from amimv.tools.throughput.rivals.loaders import lightly_views, pil_views, tensor_views
 
 
@@ -40,19 +42,24 @@ class Rival:
     threads: Literal["nothing", "workers", "threads"]
     batches: Batches
 
-    def count(self, store: ImageStore, batch: int, n: int) -> Iterator[int]:
-        """Views handed out, batch by batch."""
+    def views(self, store: ImageStore, batch: int, n: int, policy: ViewPolicy = HARD) -> Generator[Views, None, None]:
+        """Its batches; an `InputError` if its library is missing."""
         try:
             import_module(self.module)
         except ImportError as error:
             raise InputError(f"{self.module} cannot be imported ({error})") from error
-        with closing(self.batches(store, batch, n)) as batches:
+        return self.batches(store, batch, n, policy)
+
+    def count(self, store: ImageStore, batch: int, n: int) -> Iterator[int]:
+        """Views handed out, batch by batch."""
+        with closing(self.views(store, batch, n)) as batches:
             for views in batches:
                 yield sum(map(len, views))
 
 
 _TORCHVISION = "jitter in random order, contrast about each image's mean, hue in HSV"
 _BYTES = "8-bit pixels between operations"
+_LIGHTLY = f"{_TORCHVISION}, {_BYTES}, blur by Pillow's approximation without a window"
 
 RIVALS: tuple[Rival, ...] = (
     Rival(
@@ -67,13 +74,8 @@ RIVALS: tuple[Rival, ...] = (
     ),
     Rival("torchvision v2 (tensors), DataLoader, main process", "torchvision", _TORCHVISION, "nothing", tensor_views),
     Rival("torchvision v2 (tensors), DataLoader, workers", "torchvision", _TORCHVISION, "workers", tensor_views),
-    Rival(
-        "Lightly SimCLRTransform, DataLoader, workers",
-        "lightly",
-        f"{_TORCHVISION}, {_BYTES}, blur by Pillow's approximation without a window",
-        "workers",
-        lightly_views,
-    ),
+    Rival("Lightly SimCLRTransform, DataLoader, main process", "lightly", _LIGHTLY, "nothing", lightly_views),
+    Rival("Lightly SimCLRTransform, DataLoader, workers", "lightly", _LIGHTLY, "workers", lightly_views),
     Rival(
         "Kornia AugmentationSequential, as it comes",
         "kornia",
