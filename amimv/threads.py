@@ -6,6 +6,7 @@ Spinning threads are right on idle cores and ruinous beside other work, sleeping
 rounded, and the same command is to give the same losses.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ NUMBERS, WAITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS"), ("OMP_WAIT_POLICY", "GO
 CHOSEN = "AMIMV_CHOSE"
 #: Seconds for which the load is looked at, and as much of a core as other work may take from spinning threads.
 WINDOW, SPARE = 0.15, 0.25
+
+logger = logging.getLogger("amimv")
 
 
 def usable_cores(physical: bool = False, root: Path = Path("/")) -> int:
@@ -123,11 +126,11 @@ def decide(
     return chosen, f"{words} ({NUMBERS[0]} and {WAITS[0]} choose otherwise)"
 
 
-def choose_threads(threads: int = 0) -> str:
-    """Decide for this process and change its environment, before torch is loaded; the line that says so."""
+def choose_threads(threads: int = 0) -> None:
+    """Decide for this process, change its environment and log it, all before torch is loaded."""
     own = users_own(os.environ)
     chosen, line = decide(own, usable_cores(physical=True), idle_cores, local_processes(own), threads)
     for name in os.environ.keys() - own.keys():
         del os.environ[name]
     os.environ |= chosen | {CHOSEN: " ".join(chosen)}
-    return line
+    logger.info(line)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -72,7 +73,7 @@ def test_what_a_command_chose_is_not_the_users(monkeypatch: pytest.MonkeyPatch) 
     del os.environ[WAIT]
     for idle, wait in ((0.0, {WAIT: "passive"}), (2.0, {})):  # the second one does not keep the first one's choice
         monkeypatch.setattr(threads, "idle_cores", lambda idle=idle: idle)
-        assert threads.choose_threads().endswith("choose otherwise)")
+        threads.choose_threads()
         assert users_own(os.environ) == {"HOME": "/"}
         assert {WAIT: os.environ[WAIT]} == wait if wait else WAIT not in os.environ
 
@@ -129,18 +130,17 @@ def test_a_busy_core_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
-    [(pretrain, ["--steps", "1"])],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-@pytest.mark.parametrize(
-    ("own", "seen"), [({}, str(usable_cores(physical=True))), ({NUMBER: "7", WAIT: "active"}, "7")]
+    ("command", "words", "own", "number"),
+    [
+        (pretrain, "--steps 1", {}, str(usable_cores(physical=True))),
+        (pretrain, "--steps 1 --threads 3", {}, "3"),
+        (pretrain, "--steps 1", {NUMBER: "7", WAIT: "active"}, "7"),
+    ],
 )
 def test_it_is_made_before_torch_is_loaded(
-    command: object, words: list[str], own: dict[str, str], seen: str, tmp_path: Path
+    command: ModuleType, words: str, own: dict[str, str], number: str, tmp_path: Path
 ) -> None:
     """A finder before all others ends the command at its first import of torch, and says what is set by then."""
-    script = str(command.__file__)  # type: ignore[attr-defined]
     code = f"""
 import os, runpy, sys
 class Finder:
@@ -149,13 +149,15 @@ class Finder:
             print(os.environ.get({NUMBER!r}), os.environ.get({WAIT!r}), {CHOSEN!r} in os.environ, flush=True)
             os._exit(0)
 sys.meta_path.insert(0, Finder())
-sys.argv = [{script!r}, *{words!r}]
-runpy.run_path({script!r}, run_name="__main__")
+sys.argv = {[command.__file__, *words.split()]!r}
+runpy.run_path({command.__file__!r}, run_name="__main__")
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))} | own
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    number, wait, chosen = done.stdout.split()
-    assert (number, chosen) == (seen, "True")
+    found, wait, chosen = done.stdout.split()
+    assert (found, chosen) == (number, "True")
     assert wait in ([own[WAIT]] if own else ["passive", "None"])
+    assert done.stderr.startswith(f"{number} thread")
+    assert done.stderr.endswith("choose otherwise)\n")

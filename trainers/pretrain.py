@@ -26,15 +26,12 @@ from amimv.signals import (
     is_command,
     rank_of,
 )
-from amimv.threads import choose_threads
 
 if is_command(__name__):
     guard_imports(RESUME)
-    THREADS = choose_threads()
-else:
-    THREADS = ""
 
 from amimv import EXIT_BAD_INPUT, EXIT_IO, InputError, describe_os_error
+from amimv.threads import choose_threads
 from amimv.trainers.layers import resolve
 from amimv.trainers.settings import PretrainSettings
 
@@ -187,8 +184,8 @@ def main() -> None:
         settings, sources = resolve(prog="pretrain.py")
     except (InputError, OSError) as error:
         refuse(error)
-    if THREADS:
-        logger.info(THREADS)
+    if is_command(__name__):
+        choose_threads(settings.threads or 0)
     from torch import distributed
 
     from amimv.trainers.launch import run_ranked
