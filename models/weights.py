@@ -7,6 +7,7 @@ heads, queues and an optimiser's state, is left alone.
 """
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -54,6 +55,7 @@ class Loaded:
         missing: names of those that were not: they keep their random values.
         unexpected: names below the prefix that the network does not have, such as a head.
         adapted: what was changed to fit, in words.
+        digest: of the tensors found there, before any was adapted.
     """
 
     source: str
@@ -62,6 +64,7 @@ class Loaded:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     adapted: tuple[str, ...] = ()
+    digest: str = ""
 
     def __str__(self) -> str:
         where = f" below '{self.prefix}'" if self.prefix else ""
@@ -95,6 +98,7 @@ def load_initial(network: nn.Module, spec: BackboneSpec, source: str) -> Loaded:
     given = read_weights(source, spec.name)
     own = network.state_dict()
     prefix, state = _find_network(given, own)
+    digest = _digest(state)
     state, adapted = _adapt(state, network, spec)
     fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     _check_fit(fitting, state, own, spec, source)
@@ -103,7 +107,15 @@ def load_initial(network: nn.Module, spec: BackboneSpec, source: str) -> Loaded:
     network.load_state_dict(fitting, strict=False)
     missing = tuple(name for name in _counted(own) if name not in fitting)
     unexpected = tuple(name for name in state if name not in own)
-    return Loaded(source, prefix, len(_counted(own)) - len(missing), missing, unexpected, adapted)
+    return Loaded(source, prefix, len(_counted(own)) - len(missing), missing, unexpected, adapted, digest)
+
+
+def _digest(state: State) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def read_weights(source: str, name: str) -> State:

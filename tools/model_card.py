@@ -54,6 +54,7 @@ def write_card(run: Path, network: nn.Module, spec: BackboneSpec, pushed: str, n
         range=tuple(f"{value:g}" for value in spec.value_range or (0, 255)),
         settings=settings,
         labelled=_labelled(settings),
+        initial=environment.get("init"),
         steps=f"{trained_steps(run):,}",
         environment={"revision": ""} | environment,
         version=environment.get("amimv", ""),

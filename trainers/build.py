@@ -15,9 +15,11 @@ from amimv import InputError, check_choice, first_line
 from amimv.models.backbones import BackboneSpec, build_backbone, check_sizes, patch_size
 from amimv.models.methods import METHODS
 from amimv.models.methods.base import Encoder, Method
+from amimv.models.weights import Loaded
 from amimv.pipelines import ImageStore, PairLoader, Recipe, get_recipe
 from amimv.pipelines.recipes import LOCAL_AREA
 from amimv.trainers.data import HeldOut, Subset, backbone_spec, load_held_out, load_training_subset
+from amimv.trainers.initial import initialise
 from amimv.trainers.launch import main_first
 from amimv.trainers.optimizers import optimizers
 from amimv.trainers.settings import PretrainSettings
@@ -39,6 +41,7 @@ class Training:
         online: that, wrapped where there are several processes.
         optimizer: of its parameters.
         total_steps: optimiser steps of the whole run; 0 until they are known, of one that is given minutes.
+        initial: what the backbone took; None where it stayed random, or a checkpoint takes its place.
         step: optimiser steps that are done.
     """
 
@@ -52,6 +55,7 @@ class Training:
     online: nn.Module
     optimizer: torch.optim.Optimizer
     total_steps: int
+    initial: Loaded | None = None
     step: int = 0
 
     @property
@@ -151,8 +155,14 @@ def set_length(loader: PairLoader, settings: PretrainSettings) -> int:
     return steps
 
 
-def build_training(settings: PretrainSettings, accelerator: Accelerator) -> Training:
-    """Store, loader, networks and optimiser, on the process's device."""
+def build_training(settings: PretrainSettings, accelerator: Accelerator, initial: bool = True) -> Training:
+    """Store, loader, networks and optimiser, on the process's device.
+
+    Args:
+        settings: of the run.
+        accelerator: of this process.
+        initial: load initial weights, where the settings name some: not if a checkpoint takes their place.
+    """
     s, device = settings, accelerator.device
 
     def load() -> tuple[Subset, HeldOut]:
@@ -165,6 +175,8 @@ def build_training(settings: PretrainSettings, accelerator: Accelerator) -> Trai
     torch.manual_seed(s.seed)
     backbone = build_backbone(spec)
     check_sizes(backbone, spec, [view.policy.size or spec.size for view in loader.recipe.views])
+    # Before the method copies the backbone for its teacher.
+    loaded = main_first(accelerator, lambda: initialise(backbone, spec, s) if initial else None)
     method = METHODS[s.method].build(backbone, cap_queue(s, len(subset.store))).to(device)
     if s.sync_bn:
         method = convert_sync_batchnorm(method)  # timm's, which keeps the activation inside its norms
@@ -174,4 +186,4 @@ def build_training(settings: PretrainSettings, accelerator: Accelerator) -> Trai
             network.compile()
     online, optimizer = accelerator.prepare(method.online, optimizer)
     total_steps = set_length(loader, s)
-    return Training(s, accelerator, subset, held_out, spec, loader, method, online, optimizer, total_steps)
+    return Training(s, accelerator, subset, held_out, spec, loader, method, online, optimizer, total_steps, loaded)

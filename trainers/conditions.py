@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from amimv.trainers.settings import PretrainSettings
 
 
+#: Initial weights as a network is built with them.
+RANDOM = "random"
+
+
+def check_frozen(value: tuple[str, ...]) -> None:
+    for name in value:
+        if not name or not name.isprintable():
+            raise InputError(f"frozen has {shown(name)}, expected names of models of timm")
+
+
 def check_fractions(value: tuple[float, ...]) -> None:
     if not (value and all(0 < fraction <= 1 for fraction in value)):
         raise InputError(f"label fractions are {shown(value)}, expected shares in (0, 1]")
@@ -120,5 +130,11 @@ NO_MOMENTUM = Idle("optimizer {optimizer} has none", lambda s: not optimizers()[
 NO_LABELS = Idle("nothing is trained on labels", _untrained_labels)
 NO_LABEL_STEPS = Idle(NO_LABELS.reason, lambda s: bool(s.supervised_steps) and _untrained_labels(s))
 NOTHING_DRAWN = Idle("neither phantom, a subset nor a share of the labels is drawn", _nothing_drawn)
+NO_START = Idle(
+    "baselines only trains nothing, and the baselines do not start from it (--init-baselines)",
+    lambda s: s.baselines == "only" and not s.init_baselines,
+)
+NO_INITIAL = Idle("init is {init}, baselines {baselines}", lambda s: s.init == RANDOM or s.baselines == "no")
+NO_BASELINES = Idle("baselines is {baselines}", lambda s: s.baselines == "no")
 NO_FILES = Idle("{data} is neither a folder of images nor a CSV file", lambda s: not s.data.startswith(FILES))
 NO_ROOT = Idle("{data} is not looked for there", lambda s: s.data == "phantom" or s.data.startswith(FILES))

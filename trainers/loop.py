@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from amimv.pipelines import PairBatch
 from amimv.pipelines.rng import library_seed
 from amimv.signals import SIGNALS
 from amimv.trainers.build import Training
-from amimv.trainers.checkpoints import load_newest, load_state, save_checkpoint, state_of
+from amimv.trainers.checkpoints import load_state, save_checkpoint, state_of
 from amimv.trainers.evaluation import extract_features
 from amimv.trainers.journal import Journal, Step
 from amimv.trainers.launch import share
@@ -175,13 +176,13 @@ def save(training: Training, journal: Journal) -> None:
         save_checkpoint(journal.folder / "checkpoints", training.step, state_of(training))
 
 
-def restore(training: Training, folder: Path) -> None:
-    """Go on from the newest good checkpoint in the run's folder, if there is one.
+def restore(training: Training, state: dict[str, Any] | None, folder: Path) -> None:
+    """Go on from the newest checkpoint that this process found in the run's folder; None if there is none.
 
     Raises:
         InputError: on every process, if not all of them find the same.
     """
-    if (state := load_newest(folder / "checkpoints")) is not None:
+    if state is not None:
         load_state(training, state)
     if len(steps := set(share(training.accelerator, training.step))) > 1:
         found = f"some processes find step {max(steps)} in {folder}, others {min(steps)}"

@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from amimv.signals import (
     EXIT_INTERRUPTED,
@@ -69,7 +69,8 @@ def pretrain_in(
 ) -> None:
     """Build, check, begin or go on, train, finish. Until all is checked, nothing in the folder changes."""
     from amimv.trainers.build import build_training
-    from amimv.trainers.checkpoints import check_space, checkpoint_bytes
+    from amimv.trainers.checkpoints import check_space, checkpoint_bytes, load_newest
+    from amimv.trainers.initial import check_baselines, describe_initial
     from amimv.trainers.journal import Journal
     from amimv.trainers.launch import on_main
     from amimv.trainers.length import fix_length
@@ -78,21 +79,27 @@ def pretrain_in(
     from amimv.trainers.trackers import tracking
 
     started = time.perf_counter()
-    training = build_training(settings, accelerator)
+    state = load_newest(folder / "checkpoints") if again else None
+    training = build_training(settings, accelerator, initial=state is None)
     sources = fix_length(training, sources)
     settings = training.settings
     views = settings.batch_size * len(training.loader.recipe.views)
     journal = Journal(folder, accelerator, training.total_steps, views, bool(settings.tracker))
 
-    def begin() -> None:
+    def begin() -> dict[str, Any] | None:
         check_space(folder, checkpoint_bytes(training))
+        initial = describe_initial(training.initial, folder, again)
+        if settings.evaluate and not training.held_out.no_table:
+            check_baselines(settings, training.spec, folder, again)
         tie_to_data(settings, sources, folder, again, training.subset, training.held_out)
+        return initial
 
-    on_main(accelerator, begin)
+    initial = on_main(accelerator, begin)
     if again:
-        restore(training, folder)
+        restore(training, state, folder)
+    del state  # as large as what is trained
     if accelerator.is_main_process:
-        log_start(training, folder)
+        log_start(training, folder, initial)
     with tracking(accelerator, settings, folder, again):
         train(training, journal)
     if accelerator.is_main_process:
@@ -124,17 +131,19 @@ def judge_baselines(
     settings: PretrainSettings, sources: dict[str, str], folder: Path, device: "torch.device", again: bool
 ) -> None:
     """The evaluation without a pre-training: raw pixels, random initialisation, supervised from scratch."""
-    from amimv.trainers.data import Splits, describe_images, load_held_out, load_training_subset
+    from amimv.trainers.data import Splits, backbone_spec, describe_images, load_held_out, load_training_subset
     from amimv.trainers.evaluation.run import evaluate_run
+    from amimv.trainers.initial import check_start
     from amimv.trainers.run_folder import describe_environment, write_json
     from amimv.trainers.start import describe_start, tie_to_data
 
     subset = load_training_subset(settings, device)
     held_out = load_held_out(settings, subset.store, evaluate=True)
+    initial = check_start(settings, backbone_spec(settings, subset.store), folder, again)
     tie_to_data(settings, sources, folder, again, subset, held_out)
     logger.info(describe_images(subset.store))
     splits = Splits.of(subset.store, held_out)
-    extra = {"device": str(device), **describe_start(subset.store)}
+    extra = {"device": str(device), "init": initial, **describe_start(subset.store)}
     write_json(folder / "environment.json", describe_environment(extra))
     seconds = {"evaluation": evaluate_run(settings, folder, splits)}
     write_json(folder / "environment.json", describe_environment(extra | {"wall_seconds": seconds}))

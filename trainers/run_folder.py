@@ -19,6 +19,7 @@ from amimv.fields import EVALUATION, NOTHING
 from amimv.files import locked, replacing
 from amimv.pipelines import save_indices
 from amimv.pipelines.names import CSV, FOLDER
+from amimv.trainers.conditions import RANDOM
 from amimv.trainers.identity import check_data
 from amimv.trainers.layers import from_yaml, to_yaml
 from amimv.trainers.settings import PretrainSettings, that_touch
@@ -52,7 +53,8 @@ def revision() -> str:
 def default_name(settings: PretrainSettings) -> str:
     """A folder name that tells the settings one looks for first, in letters that every file system and shell takes."""
     s = settings
-    return f"{name_data(s)}-{s.method}-{_plain(s.recipe)}-{_plain(s.backbone)}-seed{s.seed}"
+    start = "" if s.init == RANDOM else f"-from-{_plain(s.init, 40)}"
+    return f"{name_data(s)}-{s.method}-{_plain(s.recipe)}-{_plain(s.backbone)}{start}-seed{s.seed}"
 
 
 def name_data(settings: PretrainSettings) -> str:

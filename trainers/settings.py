@@ -211,6 +211,13 @@ class TrainingSettings:
     """The networks' backbone and how long and by what it is trained."""
 
     backbone: str = setting("small", "small, or any timm model", roles=(ALONE,))
+    init: str = setting(
+        conditions.RANDOM,
+        "initial weights of the backbone: random, timm (its pretrained weights), hf-hub:NAME, local-dir:FOLDER, a "
+        "run's folder, or a file of weights as timm, Lightly, solo-learn, MoCo v3, DINO or VISSL write them",
+        roles=(ALONE,),
+        idle=conditions.NO_START,
+    )
     epochs: int | None = setting(None, "length of the training; or give steps, or minutes", 1)
     steps: int | None = setting(None, "length of the training in optimiser steps; or give epochs, or minutes", 1)
     minutes: float | None = setting(
@@ -288,6 +295,21 @@ class EvaluationSettings:
         idle=conditions.NO_LABELS,
     )
     finetune: bool = setting(False, "evaluate the pretrained backbone fine-tuned, too", touches=EVALUATION)
+    init_baselines: bool = setting(
+        False,
+        "start the untrained network in the table, and the supervised reference, from the initial weights, too",
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.NO_INITIAL,
+    )
+    frozen: tuple[str, ...] = setting(
+        (),
+        "models of timm (a name, hf-hub:NAME or local-dir:FOLDER) whose frozen features stand in the table, too",
+        check=conditions.check_frozen,
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.NO_BASELINES,
+    )
     baselines: str = setting(
         "yes",
         "evaluate raw pixels, random initialisation and the supervised reference; only: no pre-training",

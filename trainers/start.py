@@ -47,8 +47,8 @@ def tie_to_data(
     begin_run(folder, settings, sources, data, subset.indices)
 
 
-def log_start(training: Training, folder: Path) -> None:
-    """What the run is, on the console and in ``environment.json``."""
+def log_start(training: Training, folder: Path, initial: dict[str, Any] | None) -> None:
+    """What the run is, and which weights it began with, on the console and in ``environment.json``."""
     s, accelerator = training.settings, training.accelerator
     for line in without_effect(os.environ):
         logger.warning(line)
@@ -66,12 +66,15 @@ def log_start(training: Training, folder: Path) -> None:
         accelerator.device,
         folder,
     )
+    if training.initial is not None:
+        logger.info(training.initial)
     if s.accumulation > 1:
         logger.info("negatives come from micro-batches of %d pairs", s.batch_size // s.accumulation)
     extra = {
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "queue": getattr(training.method.settings, "queue", None),
+        "init": initial,
         **describe_start(training.store),
     }
     write_json(folder / "environment.json", describe_environment(extra))

@@ -169,9 +169,15 @@ def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[
         cells.append(_cell(where, name, "cell", given, axes.get("rho", [given.get("rho", 1)])))
     if not baselines:
         return cells
-    bare = [{key: cell.given[key] for key in of_role(ALONE) if key in cell.given and key not in OWN} for cell in cells]
+    bare = [_bare(cell) for cell in cells]
     # Totals are resolved by now, so that no ratios are needed.
     return [_cell(where, name, "baselines", given | {"baselines": "only"}, []) for given in _distinct(bare)] + cells
+
+
+def _bare(cell: Cell) -> dict[str, Any]:
+    """What its baselines depend on."""
+    unused = OWN if cell.settings.init_baselines else (*OWN, "init")
+    return {key: cell.given[key] for key in of_role(ALONE) if key in cell.given and key not in unused}
 
 
 def _axis(key: str, value: Any) -> list[Any]:

@@ -154,6 +154,20 @@ def test_what_was_loaded_and_what_not_stands_in_one_line(network, state, tmp_pat
     )
 
 
+def test_the_digest_is_that_of_the_tensors_wherever_they_lie(network, state, tmp_path):
+    """Of the encoder's alone: neither of what stands beside it, nor of the name of the file."""
+    torch.save(state, tmp_path / "a.pth")
+    torch.save({"backbone": state, "epoch": 3, "queue": torch.zeros(3)}, tmp_path / "b.pth")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "c.safetensors")
+    changed = state | {"bn1.bias": torch.nextafter(state["bn1.bias"], torch.ones(()))}
+    torch.save(changed, tmp_path / "d.pth")
+    names = ("a.pth", "b.pth", "c.safetensors", "d.pth")
+    digests = [load_initial(network, SPEC, str(tmp_path / name)).digest for name in names]
+    assert len(set(digests[:3])) == 1
+    assert digests[3] != digests[0]
+    assert len(digests[0]) == 32
+
+
 def test_lightlys_own_resnet(tmp_path):
     """Its convolutions are those of a stem for small images, and its shortcuts have a name of their own."""
     torch.manual_seed(2)

@@ -64,7 +64,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones_alone(tmp_path: Path, monkeyp
 def test_processes_that_find_different_checkpoints_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "share", lambda accelerator, step: [step + 4, step])
     with pytest.raises(InputError, match=r"some processes find step 4 in .*, others 0: give an --output"):
-        loop.restore(SimpleNamespace(step=0, accelerator=None), tmp_path)  # type: ignore[arg-type]
+        loop.restore(SimpleNamespace(step=0, accelerator=None), None, tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, -7])

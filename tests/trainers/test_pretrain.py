@@ -29,6 +29,7 @@ from amimv.threads import usable_cores
 from amimv.trainers import build, loop
 from amimv.trainers import pretrain as module
 from amimv.trainers.build import Training
+from amimv.trainers.checkpoints import load_newest
 from amimv.trainers.journal import Journal, Step
 from amimv.trainers.launch import make_accelerator
 from amimv.trainers.layers import resolve
@@ -399,7 +400,7 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> tuple[T
     path.mkdir(parents=True, exist_ok=True)
     training = build.build_training(settings, make_accelerator(settings, path))
     if again:
-        loop.restore(training, path)
+        loop.restore(training, load_newest(path / "checkpoints"), path)
     else:
         begin_run(path, settings, sources, {}, training.subset.indices)
     return training, Journal(path, training.accelerator, training.total_steps, views_per_step=1)
@@ -506,7 +507,7 @@ def test_a_runs_queue_is_capped_and_its_config_is_not(
     assert sum("capped" in message for message in caplog.messages) == (length != int(queue))
     # So that the same flags go on with the run, and fit another data set.
     assert f"queue: {queue} " in (journal.folder / "config.yaml").read_text()
-    log_start(training, journal.folder)
+    log_start(training, journal.folder, None)
     assert json.loads((journal.folder / "environment.json").read_text())["queue"] == length
 
 

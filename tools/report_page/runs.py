@@ -20,6 +20,7 @@ from amimv import InputError, first_line
 from amimv.fields import EVALUATION
 from amimv.trainers.evaluation import COLUMNS
 from amimv.trainers.evaluation.metrics import SCORES
+from amimv.trainers.evaluation.results import FROZEN, INITIAL, SUPERVISED_INITIAL, kind_of
 from amimv.trainers.layers import modernised, second_words
 from amimv.trainers.settings import ALONE, METHODS, every_setting, of_role, settings_class, that_touch
 from amimv.trainers.study import NOT_IDENTITY, PLAN_COLUMNS
@@ -42,12 +43,18 @@ OF_LABELS = ("supervised_steps", "supervised_lr")
 OF_DATA_NAME = ("data_seed", "size", "channels")
 #: What is told by columns of its own or the name of the data set, or does not touch frozen features.
 TOLD = {*COLUMNS, *OF_DATA_NAME, "baselines", *that_touch(EVALUATION), *NOT_IDENTITY} - {"steps"}
-#: Baselines by their features, in the order of a table, and the settings that they depend on.
+#: What the supervised reference depends on, besides what is told.
+OF_SUPERVISED = (*(name for name in of_role(ALONE) if name not in TOLD), *OF_LABELS)
+#: Baselines by their kind of features, in the order of a table: what they are called (frozen models have names
+#: of their own), and the settings that they depend on.
 BASELINES: dict[str, tuple[str, tuple[str, ...]]] = {
     "majority": ("majority class", ()),
     "raw pixels": ("raw pixels", ("view_size",)),
     "random": ("random initialisation", ("backbone", "view_size")),
-    "supervised": ("supervised from scratch", (*(s for s in of_role(ALONE) if s not in TOLD), *OF_LABELS)),
+    INITIAL: (INITIAL, ("backbone", "init", "view_size")),
+    FROZEN: (FROZEN, ()),
+    "supervised": ("supervised from scratch", tuple(name for name in OF_SUPERVISED if name != "init")),
+    SUPERVISED_INITIAL: (SUPERVISED_INITIAL, OF_SUPERVISED),
 }
 # libyaml's, where it is there, is ten times as fast.
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -317,8 +324,8 @@ def _row_names(rows: pd.DataFrame, runs: Mapping[str, Run]) -> pd.Series:
     names = names.where(~rows["baseline"], rows["features"].map(lambda one: BASELINES.get(one, (one,))[0]))
     for _, own in rows.groupby([names, "grid", "data"], sort=False):
         known = {setting for anchor in own["anchor"].unique() for setting in runs[anchor].config}
-        features = own["features"].iloc[0]
-        matter = sorted(known - TOLD) if features not in BASELINES else BASELINES[features][1]
+        kind = kind_of(own["features"].iloc[0])
+        matter = BASELINES[kind][1] if kind in BASELINES else sorted(known - TOLD)
         names[own.index] += _what_differs(own, runs, matter)
     # Frozen features of the same runs keep their name.
     fine_tuned = rows[(rows["probe"] == "fine-tuned") & ~rows["baseline"]]

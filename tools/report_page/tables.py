@@ -11,6 +11,7 @@ from amimv.tools.report_page.runs import BASELINES, SUBSET, Predictions, Run, St
 from amimv.trainers.comparisons import Interval
 from amimv.trainers.evaluation import class_thirds
 from amimv.trainers.evaluation.metrics import SCORES
+from amimv.trainers.evaluation.results import FROZEN, SUPERVISED_INITIAL
 
 #: Columns of probes, with the probes in them. The majority class has none and stands in all.
 PROBES = {"kNN": ("knn", ""), "linear": ("linear", ""), "fine-tuned": ("fine-tuned", "classifier", "")}
@@ -53,14 +54,20 @@ class Table:
             yield name, is_baseline(name), list(zip(texts, values, best, strict=True))
 
 
+def _place(name: str) -> int:
+    """Of a baseline's row in a table; all methods are behind them."""
+    first = FROZEN if name.startswith(f"{FROZEN} ") else name.split(",")[0]
+    known = [name for name, _ in BASELINES.values()]
+    return known.index(first) if first in known else len(known)
+
+
 def is_baseline(name: str) -> bool:
-    return name.split(",")[0] in {known for known, _ in BASELINES.values()}
+    return _place(name) < len(BASELINES)
 
 
 def ordered(rows: pd.DataFrame) -> list[str]:
     """The names of a table's rows: baselines first, then by name."""
-    places = {name: place for place, (name, _) in enumerate(BASELINES.values())}
-    return sorted(rows["name"].unique(), key=lambda name: (places.get(name.split(",")[0], len(places)), name))
+    return sorted(rows["name"].unique(), key=lambda name: (_place(name), name))
 
 
 def pick(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -72,7 +79,8 @@ def judged(rows: pd.DataFrame, column: str = "") -> pd.DataFrame:
     """Of each row the results of one probe: those of this column, or where it is empty, of that with the highest mean
     on the validation split; of training from scratch those of its own classifier.
     """
-    scratch, rows = rows[rows["probe"] == "classifier"], rows[rows["features"] != "supervised"]
+    scratch = rows[rows["probe"] == "classifier"]
+    rows = rows[~rows["features"].isin(("supervised", SUPERVISED_INITIAL))]
     means = {c: pick(rows, c).groupby("name")["val_balanced_accuracy"].mean().fillna(-1) for c in PROBES}
     best = rows["name"].map(pd.DataFrame(means).idxmax(axis=1))
     found = [pick(rows, column)] if column else [pick(rows[best == c], c) for c in PROBES]

@@ -45,8 +45,17 @@ COLUMNS = [
     "revision",
 ]
 
-#: Of the features in a table.
-ORDER = ("majority", "raw pixels", "random", "pretrained", "supervised")
+#: Of the features in a table. Where baselines start from a run's initial weights, their rows say so; those of a frozen
+#: model of timm are ``frozen NAME``.
+FROZEN = "frozen"
+INITIAL, SUPERVISED_INITIAL = "initial weights", "supervised from initial weights"
+ORDER = ("majority", "raw pixels", "random", INITIAL, FROZEN, "pretrained", "supervised", SUPERVISED_INITIAL)
+
+
+def kind_of(features: str) -> str:
+    """Which of ``ORDER`` these features are; empty for none."""
+    kind = FROZEN if features.startswith(f"{FROZEN} ") else features
+    return kind if kind in ORDER and features != FROZEN else ""
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,31 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
-from torch import nn
+from torch import Tensor, nn
 
 from amimv.files import replacing
 from amimv.models.backbones import BackboneSpec, load_backbone
+from amimv.models.frozen import load_frozen
 from amimv.pipelines import ImageStore, label_fraction
 from amimv.trainers.conditions import one_image
 from amimv.trainers.data import Splits, backbone_spec, describe_data, describe_run
-from amimv.trainers.evaluation.features import build_random, extract_features
+from amimv.trainers.evaluation.features import extract_features
 from amimv.trainers.evaluation.results import (
     EVALUATION,
+    FROZEN,
+    INITIAL,
     ORDER,
+    SUPERVISED_INITIAL,
     Judged,
     judge_features,
+    kind_of,
     majority,
     print_table,
     result_row,
     write_results,
 )
 from amimv.trainers.evaluation.supervised import best_supervised
+from amimv.trainers.initial import baselines_start_from_it, build_start, check_start
 from amimv.trainers.run_folder import revision
 from amimv.trainers.settings import PretrainSettings
 
@@ -55,15 +61,10 @@ def judge(
         Label fraction, the labelled images, what came out.
     """
     s, own, held_out = settings, spec if own is None else own, (splits.val, splits.test)
-    random = build_random(own, s.seed, splits.train.device)
-    networks: dict[str, tuple[nn.Module | None, BackboneSpec]] = {}
-    if s.baselines != "no":
-        networks = {"raw pixels": (None, own), "random": (random, own)}
-    if pretrained is not None:
-        networks["pretrained"] = (pretrained, spec)
+    start = build_start(s, own).to(splits.train.device)
     frozen = {
-        name: [extract_features(network, store, like) for store in (splits.train, *held_out)]
-        for name, (network, like) in networks.items()
+        name: [_features(network, store, like) for store in (splits.train, *held_out)]
+        for name, network, like in _networks(s, (start, own), (pretrained, spec))
     }
     for fraction in s.label_fractions:
         chosen = label_fraction(splits.train.known_labels(EVALUATION), fraction, s.data_seed)
@@ -74,8 +75,29 @@ def judge(
                 yield fraction, labelled, judged
         if s.baselines != "no":
             yield fraction, labelled, majority(*stores)
-        for judged in _trained(s, stores, (random, own), (pretrained, spec)):
+        for judged in _trained(s, stores, (start, own), (pretrained, spec)):
             yield fraction, labelled, judged
+
+
+def _networks(
+    settings: PretrainSettings,
+    scratch: tuple[nn.Module, BackboneSpec],
+    pretrained: tuple[nn.Module | None, BackboneSpec],
+) -> Iterator[tuple[str, nn.Module | None, BackboneSpec]]:
+    """Whose features are judged, one after the other: name, network, and what images are rendered for it by."""
+    start, own = scratch
+    if settings.baselines != "no":
+        yield "raw pixels", None, own
+        yield INITIAL if baselines_start_from_it(settings) else "random", start, own
+        for name in settings.frozen:
+            yield f"{FROZEN} {name}", *load_frozen(name, own, next(start.parameters()).device)
+    if pretrained[0] is not None:
+        yield "pretrained", *pretrained
+
+
+def _features(network: nn.Module | None, store: ImageStore, like: BackboneSpec) -> Tensor:
+    """Of fewer images at a time where a frozen model wants them larger than a data set is."""
+    return extract_features(network, store, like, max(1, min(512, 512 * 64**2 // like.size**2)))
 
 
 def _trained(
@@ -89,9 +111,10 @@ def _trained(
     (start, own), (backbone, spec) = scratch, pretrained
     if s.baselines != "no" and s.supervised_steps:
         logger.info("training the supervised reference on %d labels", len(stores[0]))
+        name = SUPERVISED_INITIAL if baselines_start_from_it(s) else "supervised"
         network, *scores = best_supervised(start, *stores, own, **training)
-        yield from judge_features("supervised", [extract_features(network, one, own) for one in stores], *stores)
-        yield Judged("supervised", "classifier", "", *scores)
+        yield from judge_features(name, [extract_features(network, one, own) for one in stores], *stores)
+        yield Judged(name, "classifier", "", *scores)
     if backbone is not None and s.finetune and s.supervised_steps:
         logger.info("fine-tuning on %d labels", len(stores[0]))
         _, *scores = best_supervised(backbone, *stores, spec, **training)
@@ -138,8 +161,8 @@ def evaluate_features(
         "train_counts": np.array(thirds_by),
         "class_names": np.array(splits.test.class_names),
     }
-    order = {name: i for i, name in enumerate(ORDER)}
-    judged = sorted(judge(settings, splits, spec, pretrained, own), key=lambda j: (j[0], order[j[2].features]))
+    found = judge(settings, splits, spec, pretrained, own)
+    judged = sorted(found, key=lambda j: (j[0], ORDER.index(kind_of(j[2].features))))
     for i, (fraction, labelled, one) in enumerate(judged):
         result = result_row(one, labelled, splits.val, splits.test, fraction, thirds_by)
         rows.append(_columns(settings, splits.train, one.features, revision, run) | result)
@@ -163,6 +186,7 @@ def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> fl
         backbone, spec = None, backbone_spec(settings, splits.train)
     else:
         backbone, spec = load_backbone(folder / "backbone", splits.train.device)
+    check_start(settings, spec, folder, again=True)
     rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
     _write(rows, arrays, folder)
     print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
