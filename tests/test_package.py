@@ -170,7 +170,10 @@ def test_what_the_package_imports_it_depends_on() -> None:
     """So that the wheel needs no environment of its own to be tried: what a checkout's tests need is not missed."""
     project = pyproject()["project"]
     extras = project["optional-dependencies"]
-    listed = {re.match(r"[\w-]+", one)[0] for one in [*project["dependencies"], *extras["cluster"], *extras["dicom"]]}
+    listed = {
+        re.match(r"[\w-]+", one)[0]
+        for one in [*project["dependencies"], *extras["cluster"], *extras["dicom"], *extras["parquet"]]
+    }
     providers = importlib.metadata.packages_distributions()
     for path in modules(*package_folders()):
         tops = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"amimv"}

@@ -65,9 +65,11 @@ class Splits:
         return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test)
 
 
-def load_split(settings: DataSettings, split: str, device: torch.device | str) -> ImageStore:
+def load_split(
+    settings: DataSettings, split: str, device: torch.device | str, resident: bool | None = None
+) -> ImageStore:
     """One split of the run's data set, whole. On a GPU the test images stay in host memory, as they wait for the end
-    of the training.
+    of the training; ``resident`` is for the others as in `load_store`.
     """
     s = settings
     waits = split == "test" and torch.device(device).type == "cuda"
@@ -82,7 +84,7 @@ def load_split(settings: DataSettings, split: str, device: torch.device | str) -
         task=s.task,
         groups=s.groups,
         value_range=s.value_range,
-        resident=False if waits else None,
+        resident=False if waits else resident,
         cache=s.cache,
         columns=s.columns,
         shares=s.split,

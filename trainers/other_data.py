@@ -36,17 +36,19 @@ def as_taken(given: T, spec: BackboneSpec) -> T:
     return replace(given, size=size, channels=channels)
 
 
-def load_taken(given: T, spec: BackboneSpec, split: str, device: torch.device | str) -> tuple[ImageStore, T]:
+def load_taken(
+    given: T, spec: BackboneSpec, split: str, device: torch.device | str, resident: bool | None = None
+) -> tuple[ImageStore, T]:
     """A split in the channels that the backbone takes, and the settings by which the others are read likewise.
 
     Raises:
         InputError: they cannot be had.
     """
-    store = load_split(given, split, device)
+    store = load_split(given, split, device, resident)
     if (store.channels, spec.channels, given.channels) == (1, 3, None):
         logger.info("%s is grey, and the backbone takes RGB: grey is repeated", store.name)
         given = replace(given, channels=3)
-        store = load_split(given, split, device)
+        store = load_split(given, split, device, resident)
     if store.channels != spec.channels:
         have, wanted = store.channels, spec.channels
         raise InputError(f"{store.name} has images of {have} channel(s), the backbone takes {wanted}: convert them")

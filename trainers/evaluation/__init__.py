@@ -4,11 +4,10 @@ A run's own evaluation, which composes these, is in `amimv.trainers.evaluation.r
 """
 
 from amimv.trainers.evaluation.features import build_random, extract_features, stream_features
-from amimv.trainers.evaluation.metrics import Scores, class_thirds, compute_scores
+from amimv.trainers.evaluation.metrics import Scores, balanced_accuracy, class_thirds, compute_scores
 from amimv.trainers.evaluation.probes import (
     KnnProbe,
     LinearProbe,
-    balanced_accuracy,
     fit_knn,
     fit_linear,
     knn_probe,

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 from medmnist.evaluator import getACC, getAUC
 from sklearn.metrics import f1_score, recall_score
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from amimv import InputError
 from amimv.pipelines.sources.labels import MULTI_LABEL, TASKS
@@ -86,6 +89,28 @@ def compute_scores(labels: np.ndarray, scores: np.ndarray, task: str, train_coun
         tail=tail,
         per_class_recall=tuple(None if np.isnan(r) else float(r) for r in recall),
     )
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean recall over the classes that occur in the labels, a 0-d ``float64`` tensor in [0, 1].
+
+    Args:
+        scores: ``(N, C)``; the predicted class is the argmax, a predicted label one that scores above 0.5.
+        labels: ``(N,)`` ids, or ``(N, C)`` zeros and ones: then the mean over labels of the mean recall of
+            rows with and without it.
+    """
+    if labels.ndim == 2:
+        truth = torch.stack([labels == 0, labels == 1])
+        right = truth & ((scores > 0.5) == (labels == 1))
+        return _mean_recall(right.sum(1), truth.sum(1)).mean()
+    truth = one_hot(labels.long(), scores.shape[1]).bool()
+    right = truth & (scores.argmax(1) == labels)[:, None]
+    return _mean_recall(right.sum(0), truth.sum(0))
+
+
+def _mean_recall(right: Tensor, counts: Tensor) -> Tensor:
+    recall = right.double() / counts.clamp(min=1)
+    return recall.sum(0) / (counts > 0).sum(0).clamp(min=1)
 
 
 def class_thirds(train_counts: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, normalize, one_hot
 
 from amimv import InputError
+from amimv.trainers.evaluation.metrics import balanced_accuracy
 
 KNN_KS = (1, 5, 20, 50, 200)
 #: Weights of the L2 penalty tried by `linear_probe`, on features of unit variance.
@@ -21,28 +22,6 @@ PENALTIES = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
 #: A fit ends when a round of iterations lowers the objective by less than this share of it.
 _ROUND, _MAX_ROUNDS, _MIN_GAIN = 10, 20, 1e-4
 _BLOCK_ELEMENTS = 2**26  # 256 MiB of float32: the largest block of similarities held at once
-
-
-def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean recall over the classes that occur in the labels, a 0-d ``float64`` tensor in [0, 1].
-
-    Args:
-        scores: ``(N, C)``; the predicted class is the argmax, a predicted label one that scores above 0.5.
-        labels: ``(N,)`` ids, or ``(N, C)`` zeros and ones: then the mean over labels of the mean recall of
-            rows with and without it.
-    """
-    if labels.ndim == 2:
-        truth = torch.stack([labels == 0, labels == 1])
-        right = truth & ((scores > 0.5) == (labels == 1))
-        return _mean_recall(right.sum(1), truth.sum(1)).mean()
-    truth = one_hot(labels.long(), scores.shape[1]).bool()
-    right = truth & (scores.argmax(1) == labels)[:, None]
-    return _mean_recall(right.sum(0), truth.sum(0))
-
-
-def _mean_recall(right: Tensor, counts: Tensor) -> Tensor:
-    recall = right.double() / counts.clamp(min=1)
-    return recall.sum(0) / (counts > 0).sum(0).clamp(min=1)
 
 
 # Nearest neighbours
@@ -109,6 +88,12 @@ class KnnProbe:
         """
         _check_features(self.bank[:1], x)
         return _knn_for_each(self.bank, self.targets, x, (self.k,))[0]
+
+    def nearest(self, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The ``n`` most similar rows of the bank: cosine similarities ``(M, n)``, falling, and places ``(M, n)``."""
+        _check_features(self.bank[:1], x)
+        similarity, place = (normalize(x.float(), dim=1) @ self.bank.T).topk(n, dim=1)
+        return similarity, place
 
 
 def knn_probe(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from amimv.files import replacing
 from amimv.pipelines import ImageStore, realised_ratio
-from amimv.trainers.evaluation.metrics import SCORES, compute_scores
-from amimv.trainers.evaluation.probes import balanced_accuracy, knn_probe, linear_probe
+from amimv.trainers.evaluation.metrics import SCORES, balanced_accuracy, compute_scores
+from amimv.trainers.evaluation.probes import knn_probe, linear_probe
 
 logger = logging.getLogger("amimv")
 

@@ -16,7 +16,7 @@ from amimv.models.backbones import encode, feature_width
 from amimv.pipelines import ImageStore, PairLoader, Recipe, View, ViewPolicy
 from amimv.pipelines.recipes import HARD
 from amimv.trainers.evaluation.features import Like, extract_features
-from amimv.trainers.evaluation.probes import balanced_accuracy
+from amimv.trainers.evaluation.metrics import balanced_accuracy
 from amimv.trainers.schedules import warmup_cosine
 
 logger = logging.getLogger("amimv")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from amimv import InputError
 from amimv.trainers.evaluation import probes
+from amimv.trainers.evaluation.metrics import balanced_accuracy
 from amimv.trainers.evaluation.probes import (
     KNN_KS,
-    balanced_accuracy,
     fit_knn,
     fit_linear,
     knn_probe,
