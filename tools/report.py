@@ -34,7 +34,7 @@ from amimv.tools.report_page.tables import (
     long_form,
     main_table,
     percent,
-    stored,
+    predicted,
     with_fixed_tail,
 )
 from amimv.tools.report_page.verdicts import choose, compute_leads, verdict
@@ -112,10 +112,10 @@ def build_part(rows: pd.DataFrame, study: Study, settings: ReportSettings) -> Pa
 
 def describe_test(rows: pd.DataFrame, study: Study) -> str:
     """How much the size of the test set lets one tell; nothing where it is unknown."""
-    found = next((one for i in range(len(rows)) if (one := stored(rows.iloc[[i]], study))), None)
-    if not found or found[0][0].labels.ndim != 1:
+    found = next((one for i in range(len(rows)) if (one := predicted(rows.iloc[[i]], study))), None)
+    if not found:
         return ""
-    counts = np.unique(found[0][0].labels, return_counts=True)[1]
+    counts = np.unique(found[0].labels, return_counts=True)[1]
     whole, balanced = 50 / math.sqrt(counts.sum()), 50 * math.sqrt((1 / counts).sum()) / len(counts)
     return (
         f"{counts.sum():,} test images: one standard error of an accuracy near 50 % is {whole:.1f} points, and of a "

@@ -152,6 +152,8 @@ def test_one_probe_or_one_method_may_be_asked_for(study: Study) -> None:
     wanted = ("", "simclr", "amimv", "raw pixels", "byol")
     first = "mimv on amimv-views"
     assert [choose(own, one) for one in wanted] == [first, "simclr on two-view", first, "raw pixels", first]
+    published = own.replace({"name": {"simclr on two-view": "mimv on mimv"}})
+    assert [choose(published, one) for one in ("amimv", "mimv")] == [first, "mimv on mimv"]
 
 
 def by_image(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> list[float]:

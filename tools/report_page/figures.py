@@ -3,7 +3,9 @@
 import base64
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib
@@ -13,11 +15,13 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from amimv.tools.report_page.runs import Study
-from amimv.tools.report_page.tables import is_baseline, ordered, predicted, stored
+from amimv.tools.report_page.runs import Predictions, Study
+from amimv.tools.report_page.tables import is_baseline, ordered, predicted
 
 #: Methods that a figure can tell apart; the tables hold them all.
 MOST = 20
@@ -86,34 +90,32 @@ def draw_robustness(rows: pd.DataFrame, title: str) -> Picture:
     return encode_figure(figure, f"{' and '.join(panels.values())} of each method against rho: {title}")
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
+def collect(rows: pd.DataFrame, study: Study) -> dict[str, tuple[Predictions, np.ndarray]]:
+    """What each row of one subset, label fraction and probe predicted, by name; without those that are unknown."""
+    found = {name: predicted(rows[rows["name"] == name], study) for name in ordered(rows)}
+    return dict([(name, one) for name, one in found.items() if one][:MOST])
+
+
+def confusion(stored: Predictions, predictions: np.ndarray) -> np.ndarray:
     """``(C, C)`` share of the images of each true class (row) that each class was predicted for, over seeds; NaN for
     a class without images.
     """
-    counts = np.zeros((n_classes, n_classes))
-    for one in predictions:
-        np.add.at(counts, (labels, one), 1)
+    truth, classes = np.tile(stored.labels, len(predictions)), range(len(stored.class_names))
+    counts = confusion_matrix(truth, predictions.ravel(), labels=classes)
     with np.errstate(invalid="ignore"):
-        return counts / counts.sum(axis=1, keepdims=True)
+        return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
 def draw_recalls(rows: pd.DataFrame, study: Study, title: str) -> Picture | None:
-    """Recall of each class against its training images, for the results of one subset, label fraction and probe."""
-    figure, axis = pyplot.subplots(figsize=(8.2, 3.9), layout="constrained")
-    drawn = False
-    for name, style in line_styles(rows).items():
-        own = rows[rows["name"] == name]
-        one, behind = predicted(own, study), stored(own, study)
-        if one is None or not behind:
-            continue
-        counts = behind[0][0].train_counts
-        recalls = np.diag(confusion(*one, len(counts)))
-        order = np.argsort(counts, kind="stable")
-        axis.plot(counts[order], 100 * recalls[order], label=name, linewidth=1, markersize=5, **style)
-        drawn = True
-    if not drawn:
-        pyplot.close(figure)
+    """Recall of each class against its training images; of predictions as in `collect`, None without any."""
+    found, styles = collect(rows, study), line_styles(rows)
+    if not found:
         return None
+    figure, axis = pyplot.subplots(figsize=(8.2, 3.9), layout="constrained")
+    for name, (stored, predictions) in found.items():
+        counts, recalls = stored.train_counts, np.diag(confusion(stored, predictions))
+        order = np.argsort(counts, kind="stable")
+        axis.plot(counts[order], 100 * recalls[order], label=name, linewidth=1, markersize=5, **styles.get(name, {}))
     axis.set(xscale="log", xlabel="training images of the class", ylabel="recall (%)")
     axis.grid(alpha=0.25)
     axis.set_title(title, fontsize=10)
@@ -121,79 +123,60 @@ def draw_recalls(rows: pd.DataFrame, study: Study, title: str) -> Picture | None
     return encode_figure(figure, f"recall of each class against its number of training images: {title}")
 
 
-def _grid(count: int, height: float) -> tuple[Figure, list[Any]]:
-    columns = min(4, count)
-    lines = math.ceil(count / columns)
-    size = (2.7 * columns, height * lines + 0.5)
-    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    flat = list(axes.flat)
-    for axis in flat[count:]:
-        axis.set_axis_off()
-    return figure, flat[:count]
+def _panels(names: Iterable[str], height: float, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel, and its name, for each of these."""
+    titles = [name.replace(" on ", "\non ") for name in names]
+    columns = min(4, len(titles))
+    lines = math.ceil(len(titles) / columns)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(2.7 * columns, height * lines + 0.5), squeeze=False, layout="constrained"
+    )
+    for axis, name in zip_longest(axes.flat, titles):
+        axis.set_title(name or "", fontsize=7)
+        axis.set(visible=name is not None)
+    figure.suptitle(title, fontsize=10)
+    return figure, list(axes.flat)[: len(titles)]
 
 
 def draw_confusions(rows: pd.DataFrame, study: Study, title: str) -> Picture | None:
-    """A confusion matrix per method, mean over seeds, for the results of one subset, label fraction and probe."""
-    found = []
-    for name in ordered(rows):
-        own = rows[rows["name"] == name]
-        one, behind = predicted(own, study), stored(own, study)
-        if one is not None and behind:
-            names = behind[0][0].class_names
-            found.append((name, 100 * confusion(*one, len(names)), names))
+    """A confusion matrix a row, mean over seeds; of predictions as in `collect`, None without any."""
+    found = collect(rows, study)
     if not found:
         return None
-    found = found[:MOST]
-    figure, axes = _grid(len(found), 2.7)
-    for axis, (name, matrix, names) in zip(axes, found, strict=True):
-        axis.imshow(matrix, vmin=0, vmax=100, cmap="Blues")
-        axis.set_title(name.replace(" on ", "\non "), fontsize=7)
-        short = [label if len(label) <= 8 else label[:7] + "." for label in names]
-        axis.set_xticks(range(len(names)), short, fontsize=6, rotation=90 if max(map(len, short)) > 2 else 0)
-        axis.set_yticks(range(len(names)), short, fontsize=6)
-        if len(names) <= 10:
-            for (true, guess), value in np.ndenumerate(matrix):
-                if not np.isnan(value):
-                    colour = "white" if value > 55 else "black"
-                    axis.text(guess, true, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    figure, axes = _panels(found, 2.7, title)
+    for axis, (stored, predictions) in zip(axes, found.values(), strict=True):
+        names = [name if len(name) <= 8 else f"{name[:7]}." for name in stored.class_names]
+        shown = ConfusionMatrixDisplay(100 * confusion(stored, predictions), display_labels=names)
+        how: dict[str, Any] = {"text_kw": {"fontsize": 6}, "im_kw": {"vmin": 0, "vmax": 100}, "values_format": ".0f"}
+        shown.plot(ax=axis, cmap="Blues", colorbar=False, include_values=len(names) <= 10, **how)
+        axis.set(xlabel="", ylabel="")
+        axis.tick_params(labelsize=6)
+        axis.tick_params(axis="x", labelrotation=90 if max(map(len, names)) > 2 else 0)
     figure.supxlabel("predicted class", fontsize=8)
     figure.supylabel("true class", fontsize=8)
-    figure.suptitle(title, fontsize=10)
     return encode_figure(figure, f"confusion matrices, % of each true class: {title}")
 
 
 def draw_projections(rows: pd.DataFrame, study: Study, title: str, most: int = 1500) -> Picture | None:
-    """First two principal components of each method's features of the test images, coloured by class; one seed.
-
-    Args:
-        rows: results of one subset and label fraction.
-        study: that they are of.
-        title: of the figure.
-        most: points a panel, drawn with a fixed seed.
+    """First two principal components of each method's features of the test images, coloured by class, of its first
+    seed; at most so many points a panel. None without any.
     """
-    found = []
-    for name in ordered(rows[~rows["baseline"]]):
-        behind = stored(rows[rows["name"] == name].sort_values("seed").head(1), study)
-        if behind and len(behind[0][0].projection) and behind[0][0].labels.ndim == 1:
-            found.append((name, behind[0][0]))
+    methods = collect(rows[~rows["baseline"]].sort_values("seed"), study)
+    found = {name: stored for name, (stored, _) in methods.items() if len(stored.projection)}
     if not found:
         return None
-    found = found[:MOST]
-    figure, axes = _grid(len(found), 2.5)
-    colours = pyplot.get_cmap("tab10" if len(found[0][1].class_names) <= 10 else "tab20")
-    for axis, (name, one) in zip(axes, found, strict=True):
+    figure, axes = _panels(found, 2.5, title)
+    first = next(iter(found.values()))
+    colours = pyplot.get_cmap("tab10" if len(first.class_names) <= 10 else "tab20")
+    for axis, one in zip(axes, found.values(), strict=True):
         chosen = np.random.default_rng(0).permutation(len(one.labels))[:most]
         # The smallest classes last, on top of the others.
-        rank = np.argsort(np.argsort(-one.train_counts, kind="stable"))
-        chosen = chosen[np.argsort(rank[one.labels[chosen]], kind="stable")]
+        chosen = chosen[np.argsort(-one.train_counts[one.labels[chosen]], kind="stable")]
         x, y = one.projection[chosen].T
         axis.scatter(x, y, s=3, c=one.labels[chosen], cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, linewidths=0)
         axis.set(xticks=[], yticks=[])
-        axis.set_title(name.replace(" on ", "\non "), fontsize=7)
-    names, counts = found[0][1].class_names, found[0][1].train_counts
-    dots = [pyplot.Line2D([], [], color=colours(c), marker="o", linestyle="") for c in range(len(names))]
-    labels = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+    dots = [pyplot.Line2D([], [], color=colours(c), marker="o", linestyle="") for c in range(len(first.class_names))]
+    labels = [f"{name} ({count:,})" for name, count in zip(first.class_names, first.train_counts, strict=True)]
     how: dict[str, Any] = {"ncols": 4, "fontsize": 7, "title_fontsize": 7, "frameon": False}
     figure.legend(dots, labels, loc="outside lower center", title="class (training images)", **how)
-    figure.suptitle(title, fontsize=10)
     return encode_figure(figure, f"principal components of the features of each method: {title}")

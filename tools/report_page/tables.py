@@ -186,23 +186,17 @@ def describe_runs(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
     return found
 
 
-def stored(own: pd.DataFrame, study: Study) -> list[tuple[Predictions, int]]:
-    """(predictions of the run, line) of each result; empty if any of them has none."""
-    runs = [study.runs[anchor] for anchor in own["anchor"]]
-    found = [(read_predictions(run.folder, run.lines), int(line)) for run, line in zip(runs, own["line"], strict=True)]
-    return [(one, line) for one, line in found if one] if all(one for one, _ in found) else []
-
-
-def predicted(own: pd.DataFrame, study: Study) -> tuple[np.ndarray, np.ndarray] | None:
-    """Labels ``(N,)`` and predicted classes ``(S, N)`` of one row's seeds; None where some are missing, multi-label,
-    or of other test images.
+def predicted(own: pd.DataFrame, study: Study) -> tuple[Predictions, np.ndarray] | None:
+    """What the first of these results' runs stored, and the classes ``(S, N)`` that all of them predicted; None where
+    some are missing, multi-label, or of other test images.
     """
-    found = stored(own, study)
-    if not found or found[0][0].labels.ndim != 1:
+    runs = [study.runs[anchor] for anchor in own["anchor"]]
+    found = [one for run in runs if (one := read_predictions(run.folder, run.lines))]
+    if not found or len(found) < len(runs) or found[0].labels.ndim != 1:
         return None
-    labels = found[0][0].labels
-    same = all(np.array_equal(labels, one.labels) for one, _ in found)
-    return (labels, np.stack([one.rows[line] for one, line in found])) if same else None
+    if not all(np.array_equal(found[0].labels, one.labels) for one in found):
+        return None
+    return found[0], np.stack([one.rows[int(line)] for one, line in zip(found, own["line"], strict=True)])
 
 
 def with_fixed_tail(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -211,15 +205,12 @@ def with_fixed_tail(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
     At rho 1 with a fixed total all classes are as large, and which are called the tail is chance: so the classes are
     held fixed when ratios are compared. NaN where predictions are missing.
     """
-    highest = stored(rows[rows["rho"] == rows["rho"].max()].head(1), study)
-    tail = class_thirds(highest[0][0].train_counts.tolist())[2] if highest else []
+    highest = predicted(rows[rows["rho"] == rows["rho"].max()].head(1), study)
+    tail = class_thirds(highest[0].train_counts.tolist())[2] if highest else []
 
     def recall(index: int) -> float:
-        behind = stored(rows.loc[[index]], study)
-        if not behind or behind[0][0].labels.ndim != 1:
-            return math.nan
-        own, line = behind[0]
-        recalls = [(own.rows[line] == c)[own.labels == c].mean() for c in tail if (own.labels == c).any()]
+        one = predicted(rows.loc[[index]], study)
+        recalls = [np.mean(one[1][0, one[0].labels == c] == c) for c in tail if c in one[0].labels] if one else []
         return float(np.mean(recalls)) if recalls else math.nan
 
     return rows.assign(fixed_tail=[recall(index) for index in rows.index])

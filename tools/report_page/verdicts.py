@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from amimv.models.methods import METHODS
+from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.tools.report_page.runs import Study
 from amimv.tools.report_page.tables import ordered, percent, predicted, spread
 from amimv.trainers.comparisons import Interval, paired_bootstrap
@@ -31,8 +32,8 @@ def choose(own: pd.DataFrame, wanted: str = "") -> str:
     """
     if wanted in set(own["name"]):
         return wanted
-    of_method = own[~own["baseline"] & (own["method"] == METHOD_ALIASES.get(wanted, wanted))]
-    seeds = of_method.groupby("name")["seed"].nunique()
+    start = f"{METHOD_ALIASES.get(wanted, wanted)} on {RECIPE_ALIASES.get(wanted, '')}"
+    seeds = own[own["name"].str.startswith(start)].groupby("name")["seed"].nunique()
     if len(seeds):
         return min(seeds.index, key=lambda name: (-seeds[name], len(name), name))
     means = contenders(own).groupby("name")["val_balanced_accuracy"].mean()
@@ -47,8 +48,8 @@ def compute_leads(own: pd.DataFrame, reference: str, study: Study) -> dict[str, 
     leads = {}
     for name in ordered(own):
         one = predicted(own[own["name"] == name], study)
-        if name != reference and base and one and np.array_equal(base[0], one[0]):
-            leads[name] = paired_bootstrap(base[0], base[1], one[1])
+        if name != reference and base and one and np.array_equal(base[0].labels, one[0].labels):
+            leads[name] = paired_bootstrap(base[0].labels, base[1], one[1])
     return leads
 
 
