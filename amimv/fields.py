@@ -64,30 +64,45 @@ def check_setting(field: Field, value: Any) -> None:
     about = field.metadata
     if value is None and may_be_unset(field):
         return
-    if about["choices"]:
-        check_choice(about["called"] or field.name, str(value), about["choices"])
+    for one in (value if isinstance(value, tuple) else (value,)) if about["choices"] else ():
+        check_choice(about["called"] or field.name, str(one), about["choices"])
     if about["check"]:
         about["check"](value)
-    elif isinstance(value, int | float | tuple) and not isinstance(value, bool) and not about["choices"]:
+    elif _is_number(value) and not about["choices"]:
         check_numbers(field, value)
     if isinstance(value, str):
         _check_text(field.name, value)
 
 
+def _is_number(value: Any) -> bool:
+    """Or several of them."""
+    one = value[0] if isinstance(value, tuple) and value else value
+    return isinstance(one, int | float) and not isinstance(one, bool)
+
+
+def check_settings(settings: Any) -> None:
+    """Raise an `InputError` for the first value that its field cannot have."""
+    for field in dataclasses.fields(settings):
+        check_setting(field, getattr(settings, field.name))
+
+
 def check_numbers(field: Field, value: Any) -> None:
-    """Raise an `InputError` for a number outside the field's range, or one that is none (NaN, infinite); for a field
-    with a pair as its default, unless both are in the range, the smaller one first.
+    """Raise an `InputError` for a number outside the field's range, or one that is none (NaN, infinite), also among
+    several; for a field with a pair as its default, unless both are in the range, the smaller one first.
     """
+
     low, high, above = (field.metadata[name] for name in ("low", "high", "above"))
-    pair = isinstance(field.default, tuple)
-    whole = isinstance(field.default, int) or (field.default is None and isinstance(value, int))
-    high = MOST if whole and high == math.inf else high
+    many = "..." in str(field.type)
+    pair = isinstance(field.default, tuple) and not many
     values = value if isinstance(value, tuple) else (value,)
-    shaped = isinstance(value, tuple) == pair and len(values) == 1 + pair
+    whole = isinstance(field.default, int) or ((many or field.default is None) and isinstance(values[0], int))
+    high = MOST if whole and high == math.inf else high
+    shaped = many or (isinstance(value, tuple) == pair and len(values) == 1 + pair)
     if shaped and all(isinstance(v, int | float) and -math.inf < v < math.inf for v in values):
-        if all((low < v if above else low <= v) and v <= high for v in values) and list(values) == sorted(values):
+        inside = all((low < v if above else low <= v) and v <= high for v in values)
+        if inside and (many or list(values) == sorted(values)):
             return
-        ends = f"at most {high}" if whole and values[0] > high else describe_range(field.metadata)
+        ends = f"at most {high}" if whole and max(values) > high else describe_range(field.metadata)
     else:
         ends = "a number" if math.inf in values or -math.inf in values else describe_range(field.metadata)
     raise InputError(f"{field.name} is {shown(value)}, expected {'(smallest, largest), each ' * pair}{ends}")

@@ -50,7 +50,7 @@ def interruption(stop: KeyboardInterrupt, advice: str) -> str:
 
 def is_command(module: str) -> bool:
     """Whether the module of this ``__name__`` is what was started, rather than imported by something else."""
-    return module == "__main__" or Path(sys.argv[0]).name.startswith("amimv-")
+    return module == "__main__" or Path(sys.argv[0]).name == f"amimv-{module.rpartition('.')[2].replace('_', '-')}"
 
 
 def guard_imports(advice: str) -> None:

@@ -22,7 +22,8 @@ if is_command(__name__):
 import tyro
 
 from amimv import InputError, run_command, user_path
-from amimv.trainers.layers import from_yaml, shown_as
+from amimv.command_line import shown_as
+from amimv.trainers.layers import from_yaml
 from amimv.trainers.settings import DataSettings
 
 if TYPE_CHECKING:

@@ -15,17 +15,14 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
-
-import torch
-import tyro
+from typing import Any, NamedTuple
 
 from amimv import InputError, check_choice, run_command, user_path
-from amimv.trainers.run_folder import describe_environment, write_json
+from amimv.command_line import read_command
+from amimv.tools.commands import CheckSettings
 
 
 class Step(NamedTuple):
@@ -64,18 +61,6 @@ QUICK["parity-dali"] = QUICK["parity"]
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 #: Lines of a failed step's output that are kept.
 LOG_LINES = 30
-
-
-@dataclass(frozen=True)
-class CheckSettings:
-    json: str = "gpu.json"
-    """file for everything found"""
-    steps: tuple[str, ...] = ()
-    """what is done; everything, if none is named"""
-    device: Literal["cuda", "cpu"] = "cuda"
-    """cpu is for trying this command out"""
-    quick: bool = False
-    """few steps, and tiny, for trying this command out: its numbers mean nothing"""
 
 
 def is_missing(module: str) -> bool:
@@ -160,6 +145,10 @@ def check(s: CheckSettings) -> int:
     }
     for name in s.steps:
         check_choice("step", name, all_steps)
+    import torch
+
+    from amimv.trainers.run_folder import describe_environment, write_json
+
     if s.device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device is available: run this where there is one (--device cpu only tries it out)")
     path = user_path(s.json)
@@ -183,7 +172,7 @@ def check(s: CheckSettings) -> int:
 
 def main() -> None:
     """The command: settings in, exit status out (see above)."""
-    run_command(lambda: sys.exit(check(tyro.cli(CheckSettings, prog="gpu_check.py", description=__doc__))))
+    run_command(lambda: sys.exit(check(read_command(CheckSettings, __doc__))))
 
 
 if __name__ == "__main__":

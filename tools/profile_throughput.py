@@ -13,13 +13,19 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+from amimv.command_line import begin_command, read_command
+from amimv.signals import is_command
+from amimv.tools.commands import ProfileSettings
+
+if is_command(__name__):
+    begin_command(ProfileSettings, __doc__)
+
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from amimv import InputError, check_choice, first_line, run_command, user_path
-from amimv.pipelines import BACKENDS, ImageStore, PairLoader, get_recipe, load_store
+from amimv import InputError, first_line, run_command, user_path
+from amimv.pipelines import ImageStore, PairLoader, get_recipe, load_store
 from amimv.pipelines.views import render_views
 from amimv.threads import usable_cores
 from amimv.tools.throughput.measure import Rates, measure, threads, waiter
@@ -40,52 +46,6 @@ RIVAL_BATCHES = (64, 256, 1024)
 #: Repeats, and seconds of each, by which the fastest choice is found.
 TRIAL = (2, 0.3)
 TEXT_COLUMNS = ("pipeline", "fed by", "recipe", "stage", "part", "varied")
-
-
-@dataclass(frozen=True)
-class ProfileSettings:
-    data: str = "phantom"
-    """phantom, a 2-D MedMNIST name, the path of an .npz, or folder:PATH"""
-    root: str = ""
-    """folder of MedMNIST's files"""
-    images: int | None = None
-    """of the data, repeated to so many, over which an epoch's own cost is spread; by default as many as there are"""
-    sizes: tuple[int, ...] = (28,)
-    """of the images, in pixels"""
-    batch_sizes: tuple[int, ...] = (256,)
-    """images per batch"""
-    recipes: tuple[str, ...] = ("two-view", "amimv")
-    """what a batch of this package is made of"""
-    backends: tuple[str, ...] = BACKENDS
-    """of this package"""
-    rivals: bool = True
-    """measure what people use today, too (in a checkout only)"""
-    repeats: int = 7
-    """timed repeats of each row; median and quartiles are shown"""
-    seconds: float = 1.0
-    """length of a repeat, at least"""
-    device: str = "auto"
-    """cpu, cuda, or auto: a GPU if there is one"""
-    compile: bool = False
-    """render and train through torch.compile (CUDA graphs on a GPU); adds rows to the table"""
-    stages: bool = False
-    """where the time of a batch goes"""
-    trace: str = ""
-    """with --stages: file for a Chrome trace of the first recipe"""
-    train: bool = False
-    """where the time of a training step goes"""
-    method: str = "simclr"
-    """with --train"""
-    backbone: str = "small"
-    """with --train"""
-    mixed_precision: str = "no"
-    """with --train: no, bf16 or fp16"""
-    scale: bool = False
-    """cost against batch size, image size, data set size and slots; memory over 200 epochs"""
-    plot: str = ""
-    """with --scale: file for the plot"""
-    json: str = ""
-    """file for everything measured"""
 
 
 @dataclass(frozen=True)
@@ -178,7 +138,7 @@ def measure_candidate(s: ProfileSettings, candidate: Candidate, size: int, devic
 
 def load(s: ProfileSettings, size: int, device: torch.device) -> ImageStore:
     """The store at one image size."""
-    store = load_store(s.data, size=size, root=s.root or None, device=device)
+    store = load_store(s.data, size=size, root=s.root, device=device)
     return store if s.images is None else repeated(store, s.images)
 
 
@@ -274,7 +234,7 @@ def training_flags(s: ProfileSettings, recipe: str) -> list[str]:
     values = {
         "data": s.data,
         "size": s.sizes[0],
-        "root": s.root or None,
+        "root": s.root,
         "method": s.method,
         "recipe": recipe,
         "backbone": s.backbone,
@@ -321,8 +281,8 @@ def show_feeds(s: ProfileSettings, console: Console, device: torch.device) -> li
 
 
 def show_scaling(s: ProfileSettings, console: Console, device: torch.device) -> dict[str, Any]:
-    memory = measure_memory(load_store(s.data, root=s.root or None, device=device), s.batch_sizes[0])
-    scaling = measure_scaling(s.data, s.root or None, device, s.repeats * s.seconds)
+    memory = measure_memory(load_store(s.data, root=s.root, device=device), s.batch_sizes[0])
+    scaling = measure_scaling(s.data, s.root, device, s.repeats * s.seconds)
     rows = [
         (row.axis, f"{row.value:,}", f"{row.milliseconds:.2f}", f"{row.microseconds_per_unit:.2f}") for row in scaling
     ]
@@ -346,28 +306,9 @@ def choose_device(s: ProfileSettings) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if s.device == "auto" else s.device)
 
 
-def check(s: ProfileSettings) -> None:
-    """Raise an `InputError` for what cannot be measured."""
-    check_choice("device", s.device, ("auto", "cpu", "cuda"))
-    others_only = s.rivals and not s.train
-    for name in ("sizes", "batch_sizes", "recipes", "backends"):
-        if not getattr(s, name) and not (name == "backends" and others_only):
-            raise InputError(f"no {name.replace('_', ' ')} to measure: give at least one")
-    for recipe in s.recipes:
-        get_recipe(recipe)
-    for backend in s.backends:
-        check_choice("backend", backend, BACKENDS)
-    for flag, needed in (("trace", "stages"), ("plot", "scale")):
-        if getattr(s, flag) and not getattr(s, needed):
-            raise InputError(f"--{flag} is written by --{needed}: give both")
-    if s.repeats < 1 or s.seconds < 0:
-        raise InputError(f"repeats is {s.repeats} and seconds {s.seconds}: expected at least 1, and at least 0")
-
-
 def profile(settings: ProfileSettings) -> dict[str, Any]:
     """Measure what was asked for, print the tables and return (and write) everything as one document."""
     s = settings
-    check(s)
     device = choose_device(s)
     console = Console(width=150)
     document: dict[str, Any] = describe_environment({"settings": asdict(s), "device": str(device)})
@@ -387,7 +328,7 @@ def profile(settings: ProfileSettings) -> dict[str, Any]:
 
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
-    run_command(lambda: profile(tyro.cli(ProfileSettings, prog="profile_throughput.py", description=__doc__)))
+    run_command(lambda: profile(read_command(ProfileSettings, __doc__)))
 
 
 if __name__ == "__main__":

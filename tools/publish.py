@@ -10,13 +10,18 @@ import logging
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
+
+from amimv.command_line import begin_command, read_command
+from amimv.signals import is_command
+from amimv.tools.commands import PublishSettings
+
+if is_command(__name__):
+    begin_command(PublishSettings, __doc__)
 
 import huggingface_hub
 import torch
-import tyro
 from safetensors.torch import save_file
 from torch import nn
 
@@ -45,16 +50,6 @@ print(float((features - given["features"]).abs().max()))
 """
 
 
-@dataclass(frozen=True)
-class PublishSettings:
-    run: Annotated[str, tyro.conf.Positional]
-    """folder of a run, with its config.yaml and backbone/"""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
-    """the folder to write"""
-    push: str = ""
-    """name at the Hugging Face hub, such as ME/NAME, to upload the folder to; it needs a token (hf auth login)"""
-
-
 def publish(settings: PublishSettings) -> None:
     """Write the folder, read it again, and push it if asked to.
 
@@ -72,7 +67,7 @@ def publish(settings: PublishSettings) -> None:
     save_backbone(network, spec, folder)
     found = check_published(network, spec, folder)
     with replacing(folder / "README.md") as file:
-        file.write(write_card(run, network, spec, settings.push, folder.name))
+        file.write(write_card(run, network, spec, settings.push or "", folder.name))
     print(f"{folder}: {found}")
     if settings.push:
         print(f"pushed to {push(folder, settings.push)}")
@@ -142,7 +137,7 @@ def push(folder: Path, name: str) -> str:
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used, 74 files out of reach)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    run_command(lambda: publish(tyro.cli(PublishSettings, prog="publish.py", description=__doc__)))
+    run_command(lambda: publish(read_command(PublishSettings, __doc__)))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+
+from amimv.command_line import begin_command, read_command
+from amimv.signals import is_command
+from amimv.tools.commands import FORMATS, ReportSettings
+
+if is_command(__name__):
+    begin_command(ReportSettings, __doc__)
 
 import jinja2
 import numpy as np
 import pandas as pd
-import tyro
 
 from amimv import InputError, check_choice, run_command, user_path
 from amimv.files import replacing
@@ -49,29 +54,6 @@ LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
     | {"\x02": r"\textbf{", "\x03": "}"}
 )
-FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders of run folders, archives of such, or run folders"""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
-    """the file; empty: report.html, report.md, report.csv or report.tex"""
-    format: str = "html"
-    """html, or words and tables as md, numbers as csv, the main tables as latex"""
-    baseline: str = ""
-    """method, or row of a table, that others are compared with; empty: the one that validation scores choose"""
-    probe: str = ""
-    """by which all are judged: knn, linear or fine-tuned; empty: each by the one that its validation scores choose"""
-    pool_grids: bool = False
-    """what several grids say about the same images into one table, as for an ablation"""
-    archive: str = ""
-    """instead of a page: pack the folder's runs into this .zip, with their numbers as .csv beside it"""
-
-    def column(self) -> str:
-        """The probe's column in the tables; empty without one."""
-        return next((column for column in PROBES if column.lower() == self.probe), "")
 
 
 @dataclass(frozen=True)
@@ -96,6 +78,11 @@ class DataSection:
     pictures: dict[str, Picture]
 
 
+def _column(settings: ReportSettings) -> str:
+    """The probe's column in the tables; empty without one."""
+    return next((column for column in PROBES if column.lower() == settings.probe), "")
+
+
 def split_parts(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The results of each subset and label fraction, from balanced to skewed and from few labels to all."""
     for _, part in rows.groupby([*SUBSET, "label_fraction"]):
@@ -104,8 +91,8 @@ def split_parts(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def build_part(rows: pd.DataFrame, study: Study, settings: ReportSettings) -> Part:
     """All about the results of one subset and label fraction."""
-    own = judged(rows, settings.column())
-    reference = choose(own, settings.baseline)
+    own = judged(rows, _column(settings))
+    reference = choose(own, settings.baseline or "")
     leads = compute_leads(own, reference, study)
     return Part(verdict(own, leads, reference), main_table(rows, own, leads, reference, study.runs))
 
@@ -133,20 +120,20 @@ def best_of_methods(own: pd.DataFrame) -> pd.DataFrame:
 
 def build_data(rows: pd.DataFrame, study: Study, settings: ReportSettings, anchor: str) -> DataSection:
     """All about the results of one grid and data set."""
-    name, by = str(rows["data"].iloc[0]), settings.column() or "each by the probe that validation chose"
+    name, by = str(rows["data"].iloc[0]), _column(settings) or "each by the probe that validation chose"
     parts: dict[str, list[Part]] = {}
     for part in split_parts(rows):
         parts.setdefault(describe_subset(part.iloc[0]), []).append(build_part(part, study, settings))
     drops, robustness = [], []
     for (profile, total, share), part in rows.groupby(["profile", "total", "label_fraction"]):
         if part["rho"].nunique() > 1:
-            own = with_fixed_tail(judged(part, settings.column()), study)
+            own = with_fixed_tail(judged(part, _column(settings)), study)
             of = f"{profile}, " + (f"{total:,.0f} images" if total else "classes capped")
             drops.append(drop_table(own))
             robustness.append(draw_robustness(own, f"{name} ({of}), {percent(share)} of the labels, {by}"))
     # The hardest setting with all labels stands for all in the pictures of single classes.
     last = list(split_parts(rows.sort_values("rho")))
-    own = judged(max(last, key=lambda part: (part["label_fraction"].iloc[0], part["rho"].iloc[0])), settings.column())
+    own = judged(max(last, key=lambda part: (part["label_fraction"].iloc[0], part["rho"].iloc[0])), _column(settings))
     title = f"{name}, {describe_subset(own.iloc[0])}, {percent(own['label_fraction'].iloc[0])} of the labels"
     pictures = {
         "Recall of each class against its training images": draw_recalls(best_of_methods(own), study, title),
@@ -162,7 +149,7 @@ def build_data(rows: pd.DataFrame, study: Study, settings: ReportSettings, ancho
         describe_test(rows, study),
         dict(sorted(parts.items(), key=lambda item: item[0] != "natural distribution")),
         drops,
-        [table for part in split_parts(rows) if (table := gain_table(judged(part, settings.column())))],
+        [table for part in split_parts(rows) if (table := gain_table(judged(part, _column(settings))))],
         robustness,
         {words: one for words, one in pictures.items() if one},
     )
@@ -186,7 +173,7 @@ def render_page(study: Study, settings: ReportSettings) -> str:
         data=list(rows["data"].unique()),
         seeds=sorted(rows["seed"].astype(int).unique()),
         synthetic=rows["data"].str.contains("(synthetic)", regex=False).any(),
-        probe=settings.column(),
+        probe=_column(settings),
         unranked=UNRANKED,
         environments=environments,
     )
@@ -221,17 +208,15 @@ def report(settings: ReportSettings) -> None:
         InputError: nothing to report on, or an unknown format, probe or baseline.
     """
     s = settings
-    check_choice("format", s.format, FORMATS)
-    check_choice("probe", s.probe, ("", *map(str.lower, PROBES)))
     if not s.runs:
         raise InputError("no folder of runs is given: python tools/report.py runs/ -o report.html")
     study = read_study([user_path(path) for path in s.runs], s.pool_grids)
     for name, reason in study.left_out:
         logger.warning("left out %s: %s", name, reason)
     methods = set(study.rows["method"]) - {""}
-    check_choice(
-        "baseline", METHOD_ALIASES.get(s.baseline, s.baseline), ("", *sorted(methods | set(study.rows["name"])))
-    )
+    if s.baseline:
+        wanted = METHOD_ALIASES.get(s.baseline, s.baseline)
+        check_choice("baseline", wanted, sorted(methods | set(study.rows["name"])))
     path = user_path(s.archive or s.output or "report" + FORMATS[s.format])
     if s.archive:
         pack(study, s, path)
@@ -267,7 +252,7 @@ def write(path: Path, text: str) -> None:
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    run_command(lambda: report(tyro.cli(ReportSettings, prog="report.py", description=__doc__)))
+    run_command(lambda: report(read_command(ReportSettings, __doc__)))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,16 @@ A row per anchor: its images as they are stored, then the views of each side, la
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
+from amimv.command_line import begin_command, read_command
+from amimv.signals import is_command
+from amimv.tools.commands import ShowSettings
+
+if is_command(__name__):
+    begin_command(ShowSettings, __doc__)
+
 import torch
-import tyro
 from torch import Tensor
 
 from amimv import run_command, user_path
@@ -17,32 +22,6 @@ from amimv.pipelines.recipes import LETTERS
 from amimv.trainers.build import make_recipe
 from amimv.trainers.data import describe_data
 from amimv.trainers.layers import resolve
-
-
-@dataclass(frozen=True)
-class ShowSettings:
-    data: str = "phantom"
-    """phantom, a 2-D MedMNIST name or the path of an .npz"""
-    recipe: str = "amimv"
-    """amimv, two-view, multi-crop, mimv, ..."""
-    sampler: str = "class-balanced"
-    """of the anchors"""
-    partners: int = 1
-    """partner images per anchor"""
-    preset: str = "auto"
-    """whose augmentation: small, dermatoscopy, none or auto"""
-    size: int = 0
-    """of the images, in pixels; 0: 28, or what an .npz has"""
-    root: str = ""
-    """folder of MedMNIST's files"""
-    backend: str = "kornia"
-    """kornia or dali"""
-    rows: int = 6
-    """anchors shown"""
-    seed: int = 0
-    """of the pairs"""
-    output: str = "views.png"
-    """the picture"""
 
 
 def to_pixels(view: Tensor, policy: ViewPolicy) -> Tensor:
@@ -105,7 +84,7 @@ def build_pairs(settings: ShowSettings) -> PairLoader:
     s = settings
     flags = ["--data", s.data, "--recipe", s.recipe, "--preset", s.preset, "--partners", str(s.partners)]
     training, _ = resolve(flags)
-    store = load_store(s.data, size=s.size or None, root=s.root or None)
+    store = load_store(s.data, size=s.size, root=s.root)
     recipe = make_recipe(training, store.size)
     return PairLoader(store, recipe, s.rows, sampler=s.sampler, backend=s.backend, seed=s.seed)
 
@@ -125,7 +104,7 @@ def show(settings: ShowSettings) -> None:
 def main() -> None:
     """The command: settings in, exit status out (0 done, 2 input that cannot be used)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    run_command(lambda: show(tyro.cli(ShowSettings, prog="show_views.py", description=__doc__)))
+    run_command(lambda: show(read_command(ShowSettings, __doc__)))
 
 
 if __name__ == "__main__":

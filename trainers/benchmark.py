@@ -19,24 +19,25 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from amimv.signals import EXIT_INTERRUPTED, GO_ON, guard_imports, is_command
+from amimv.command_line import begin_command, read_command
+from amimv.signals import EXIT_INTERRUPTED, GO_ON, is_command
+from amimv.trainers.commands import BenchmarkSettings
 
 if is_command(__name__):
-    guard_imports(GO_ON)
+    begin_command(BenchmarkSettings, __doc__, GO_ON)
 
 import psutil
 import torch
-import tyro
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from amimv import InputError, check_choice, run_command, user_path
+from amimv import InputError, run_command, user_path
 from amimv.files import locked
 from amimv.threads import decide, idle_cores, usable_cores, users_own
 from amimv.trainers.build import build_training
@@ -49,32 +50,6 @@ logger = logging.getLogger("amimv")
 
 #: Steps that a dry run measures, after as many for warming up.
 MEASURED = 5
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    study: Annotated[str, tyro.conf.Positional]
-    """YAML file of the study, such as trainers/configs/study.yaml"""
-    output: str = ""
-    """folder of the run folders; empty: runs/ and the study's name"""
-    dry_run: bool = False
-    """only list the cells and what they will cost, from a few measured steps of each kind"""
-    workers: int = 1
-    """cells at a time, each a process; on a GPU they share it, on a CPU its cores; on SLURM: jobs at a time"""
-    shard: str = "1/1"
-    """which part of the cells, such as 2/4, to run here: other machines run the others into the same folder"""
-    keep_checkpoints: bool = False
-    """of cells that are done (their exported backbones stay)"""
-    cluster: str = ""
-    """run the cells as jobs through submitit: slurm, or local (all at once, on this machine); empty: without it"""
-    partition: str = ""
-    """of SLURM"""
-    gpus: int = 1
-    """per job, of SLURM"""
-    cpus: int = 8
-    """per job, of SLURM"""
-    hours: float = 24.0
-    """time limit of a job"""
 
 
 def is_done(folder: Path) -> bool:
@@ -315,9 +290,6 @@ def benchmark(settings: BenchmarkSettings) -> int:
     Returns:
         The exit status.
     """
-    check_choice("cluster", settings.cluster, ("", "slurm", "local"))
-    if settings.workers < 1:
-        raise InputError(f"workers is {settings.workers}, expected at least 1")
     if wanted := asked(os.environ):
         variable, _ = next(iter(wanted.values()))
         raise InputError(f"{variable} is set, but a study's cells say all of their settings: put it into the study")
@@ -381,7 +353,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
 
     def command() -> None:
-        sys.exit(benchmark(tyro.cli(BenchmarkSettings, prog="benchmark.py", description=__doc__)))
+        sys.exit(benchmark(read_command(BenchmarkSettings, __doc__)))
 
     run_command(command, GO_ON)
 

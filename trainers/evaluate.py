@@ -5,52 +5,35 @@ data; results and predictions are in ``runs/NAME/evaluations/OTHER``, and the ru
 """
 
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
 
-from amimv.signals import AGAIN, guard_imports, is_command
+from amimv.command_line import begin_command, read_command
+from amimv.signals import is_command
+from amimv.trainers.commands import THEIR_OWN, EvaluateSettings
 
 if is_command(__name__):
-    guard_imports(AGAIN)
-
-import tyro
+    begin_command(EvaluateSettings, __doc__)
+    import torch  # noqa: F401 (now, while a signal ends the process at once)
 
 from amimv import InputError, run_command, user_path
 from amimv.files import replacing
 from amimv.trainers.checks import check
-from amimv.trainers.layers import from_yaml, shown_as, to_yaml
+from amimv.trainers.layers import from_yaml, to_yaml
 from amimv.trainers.settings import DataSettings, PretrainSettings
 
 logger = logging.getLogger("amimv")
-
-#: No other data than the run's.
-THEIR_OWN: DataSettings = shown_as(DataSettings)(data="")
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    run: Annotated[str, tyro.conf.Positional]
-    """folder of a run, with its config.yaml and backbone/"""
-    label_fractions: tuple[float, ...] = ()
-    """shares of the training labels to use; none given: the run's own"""
-    supervised_steps: int = -1
-    """training of the supervised reference; 0: none; -1: the run's own"""
-    other: DataSettings = THEIR_OWN
-    """the data to evaluate on, with the flags of pretrain.py; none given: the run's own (root: if it has moved)"""
 
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Score the run's exported backbone beside baselines, write and print the table."""
     folder, other = user_path(settings.run), settings.other
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder} holds no run: expected a folder with config.yaml and backbone/")
     run = from_yaml(folder / "config.yaml")
-    steps = settings.supervised_steps
+    steps, fractions = settings.supervised_steps, settings.label_fractions
     run = replace(
         run,
-        label_fractions=settings.label_fractions or run.label_fractions,
-        supervised_steps=run.supervised_steps if steps < 0 else steps,
+        label_fractions=run.label_fractions if fractions is None else fractions,
+        supervised_steps=run.supervised_steps if steps is None else steps,
     )
     if other.data:
         evaluate_other(folder, run, other)
@@ -112,8 +95,7 @@ def main() -> None:
     """The command: settings in, exit status out (0 done, 2 bad input, 74 files out of reach, 75 a signal)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    flat = (tyro.conf.OmitArgPrefixes,)
-    run_command(lambda: evaluate(tyro.cli(EvaluateSettings, prog="evaluate.py", description=__doc__, config=flat)))
+    run_command(lambda: evaluate(read_command(EvaluateSettings, __doc__)))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 import yaml
 
 from amimv import InputError, check_choice, did_you_mean, shown, user_path
+from amimv.command_line import shown_as
 from amimv.fields import Field, check_setting, may_be_unset
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.trainers.checks import check, idle, refuse_contradictions
@@ -82,6 +83,11 @@ def presets() -> dict[str, tuple[str, ...]]:
     """The presets by name, each with the data sets whose images are such."""
     files = sorted((CONFIGS / "presets").glob("*.yaml"))
     return {path.stem: tuple(read_yaml(path).get("sets", ())) for path in files}
+
+
+def check_preset(preset: str) -> None:
+    """Raise an `InputError` for a preset that there is none of."""
+    check_choice("preset", preset, (*presets(), AUTO, "none"))
 
 
 def preset_of(data: str) -> str | None:
@@ -152,7 +158,7 @@ def _layered(
     data, preset = first("data", PretrainSettings.data), first("preset", PretrainSettings.preset)
     small = data == PretrainSettings.data or first("backbone", PretrainSettings.backbone) == "small"
     chosen = (preset_of(data) or PHOTOGRAPH) if preset == AUTO else preset
-    check_choice("preset", chosen, (*presets(), "none"))
+    check_preset(chosen)
 
     published = CONFIGS / f"{method}.yaml"
     layers = [(f"configs/{method}.yaml", read_yaml(published))] if published.exists() else []
@@ -198,31 +204,13 @@ def settings_from(content: dict[str, Any], source: str) -> PretrainSettings:
         raise InputError(f"{source}: {error}") from error
 
 
-def described(field: Field) -> str:
-    """What a setting is for, and what it can be."""
-    about = field.metadata
-    can_be = f" ({', '.join(about['choices'])})" if about["choices"] else ""
-    return about["help"] + can_be
-
-
-def shown_as(kind: type) -> Any:
-    """A group of settings as tyro shows it, with what each is for; its instances are the group's own."""
-    described_fields = [
-        (field.name, Annotated[field.type, tyro.conf.arg(help=described(field))], field.default)
-        for field in fields(kind)
-    ]
-    return make_dataclass(
-        kind.__name__, described_fields, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__}
-    )
-
-
 def _command_line(method: str, values: dict[str, Any]) -> Any:
     """The settings in their groups, as tyro shows them: what it parses, with these values as defaults."""
     made = []
     for name, kind in groups(METHOD_ALIASES.get(method, method)).items():
-        shown = shown_as(kind)
+        as_shown = shown_as(kind)
         own = {field.name: values[field.name] for field in fields(kind) if field.name in values}
-        made.append((name, shown, shown(**own)))
+        made.append((name, as_shown, as_shown(**own)))
     return make_dataclass("Settings", made, frozen=True)()
 
 

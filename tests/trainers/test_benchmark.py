@@ -236,7 +236,7 @@ def test_a_job_of_a_cluster_has_all_its_threads(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(module, "_cluster", lambda settings, output: Executor())
     cells = read_study(write(tmp_path))
-    done = module.run_all(BenchmarkSettings("", cluster="slurm", workers=64), cells, tmp_path)
+    done = module.run_all(BenchmarkSettings(str(write(tmp_path)), cluster="slurm", workers=64), cells, tmp_path)
     assert done == ["done"] * len(cells)
     assert seen == [1] * len(cells)
 

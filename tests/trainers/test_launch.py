@@ -151,6 +151,7 @@ def test_a_study_takes_no_settings_from_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    (tmp_path / "study.yaml").touch()
     monkeypatch.setattr(sys, "argv", ["benchmark.py", str(tmp_path / "study.yaml")])
     with pytest.raises(SystemExit) as end:
         benchmark.main()
@@ -338,25 +339,29 @@ def test_a_signal_outside_the_training(
     [(evaluate, "evaluate", signals.AGAIN), (benchmark, "benchmark", signals.GO_ON)],
 )
 def test_a_signal_in_the_other_commands(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     module: SimpleNamespace,
     work: str,
     advice: str,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["command.py", "x"])
+    (tmp_path / "config.yaml").touch()
+    place = tmp_path if module is evaluate else tmp_path / "config.yaml"
+    monkeypatch.setattr(sys, "argv", ["command.py", str(place)])
     monkeypatch.setattr(module, work, lambda settings: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as end:
         module.main()
     assert (end.value.code, capsys.readouterr().err) == (75, f"SIGTERM: {advice}\n")
 
 
-@pytest.mark.parametrize("module", [pretrain, evaluate, benchmark])
-def test_a_signal_while_torch_is_imported(module: SimpleNamespace, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "given"), [(pretrain, []), (evaluate, ["."]), (benchmark, ["config.yaml"])])
+def test_a_signal_while_torch_is_imported(module: SimpleNamespace, given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
     # A torch that takes its time.
     (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
     process = subprocess.Popen(
-        [sys.executable, module.__file__], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
+        [sys.executable, module.__file__, *given], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
