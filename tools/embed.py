@@ -23,8 +23,8 @@ import tyro
 
 from amimv import InputError, run_command, user_path
 from amimv.command_line import shown_as
+from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.layers import from_yaml
-from amimv.trainers.settings import DataSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,8 +8,9 @@ from amimv.fields import NOTHING, Idle, check_setting
 from amimv.pipelines.names import FILES
 from amimv.pipelines.policy import operation_settings
 from amimv.trainers.conditions import letters, one_image
+from amimv.trainers.data_settings import ALONE, SUBSET
 from amimv.trainers.optimizers import optimizers
-from amimv.trainers.settings import ALONE, SUBSET, PretrainSettings, of_role, that_touch
+from amimv.trainers.settings import PretrainSettings, of_role, that_touch
 
 
 def check(settings: PretrainSettings) -> None:

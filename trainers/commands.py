@@ -9,7 +9,7 @@ from amimv import InputError, user_path
 from amimv.command_line import shown_as
 from amimv.fields import check_settings, setting
 from amimv.trainers.conditions import check_fractions
-from amimv.trainers.settings import DataSettings
+from amimv.trainers.data_settings import DataSettings
 
 #: No other data than the run's.
 THEIR_OWN: DataSettings = shown_as(DataSettings)(data="")

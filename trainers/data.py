@@ -10,8 +10,9 @@ from amimv.models.backbones import BackboneSpec
 from amimv.pipelines import ImageStore, label_fraction, load_indices, load_store, long_tail, realised_ratio
 from amimv.pipelines.sources.listing import NoSplit
 from amimv.trainers.conditions import is_natural
+from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.evaluation.results import EVALUATION
-from amimv.trainers.settings import DataSettings, PretrainSettings
+from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
 

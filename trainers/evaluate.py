@@ -19,8 +19,9 @@ if is_command(__name__):
 from amimv import InputError, run_command, user_path
 from amimv.files import replacing
 from amimv.trainers.checks import check
+from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.layers import from_yaml, to_yaml
-from amimv.trainers.settings import DataSettings, PretrainSettings
+from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
 

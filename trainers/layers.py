@@ -22,7 +22,8 @@ from amimv.fields import Field, check_setting, may_be_unset
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.trainers.checks import check, idle, refuse_contradictions
 from amimv.trainers.conditions import read_second, write_second
-from amimv.trainers.settings import METHOD_ALIASES, PATH, PretrainSettings, groups, of_role, settings_class
+from amimv.trainers.data_settings import PATH
+from amimv.trainers.settings import METHOD_ALIASES, PretrainSettings, groups, of_role, settings_class
 from amimv.trainers.yaml_values import coerce, read_yaml
 
 logger = logging.getLogger("amimv")

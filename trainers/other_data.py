@@ -13,7 +13,7 @@ from amimv.pipelines import ImageStore
 from amimv.pipelines.names import FILES
 from amimv.pipelines.sources.npz import SIZES
 from amimv.trainers.data import load_split
-from amimv.trainers.settings import DataSettings
+from amimv.trainers.data_settings import DataSettings
 
 logger = logging.getLogger("amimv")
 T = TypeVar("T", bound=DataSettings)

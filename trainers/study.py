@@ -35,13 +35,11 @@ from amimv.pipelines.names import FILES
 from amimv.pipelines.sources.npz import medmnist_names
 from amimv.trainers.conditions import read_second
 from amimv.trainers.data import load_split, subset_indices
+from amimv.trainers.data_settings import ALONE, SPLIT, SUBSET
 from amimv.trainers.layers import SECOND_OF_OLD, modernised, second_words, settings_from
 from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import (
-    ALONE,
     METHODS,
-    SPLIT,
-    SUBSET,
     PretrainSettings,
     every_setting,
     of_role,

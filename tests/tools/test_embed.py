@@ -18,11 +18,11 @@ from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, 
 from amimv.pipelines import load_store
 from amimv.tools import embed as command
 from amimv.tools.embed import EmbedSettings, embed
+from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.evaluation import linear_probe
 from amimv.trainers.identity import identify_all
 from amimv.trainers.layers import resolve, to_yaml
 from amimv.trainers.run_folder import write_json
-from amimv.trainers.settings import DataSettings
 
 SIZES = {"train": 30, "val": 12, "test": 17}
 

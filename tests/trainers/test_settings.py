@@ -19,8 +19,9 @@ from amimv.pipelines.operations import OPERATIONS
 from amimv.pipelines.sources.listing import SPLITS
 from amimv.trainers.build import make_recipe
 from amimv.trainers.checks import check
+from amimv.trainers.data_settings import PATH
 from amimv.trainers.layers import CONFIGS, RECIPE_ALIASES, from_yaml, resolve, to_yaml
-from amimv.trainers.settings import METHOD_ALIASES, PATH, PretrainSettings, of_role, settings_class
+from amimv.trainers.settings import METHOD_ALIASES, PretrainSettings, of_role, settings_class
 
 
 def write(folder: Path, text: str) -> Path:

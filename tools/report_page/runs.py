@@ -18,11 +18,12 @@ import yaml
 
 from amimv import InputError, first_line
 from amimv.fields import EVALUATION
+from amimv.trainers.data_settings import ALONE
 from amimv.trainers.evaluation import COLUMNS
 from amimv.trainers.evaluation.metrics import SCORES
 from amimv.trainers.evaluation.results import FROZEN, INITIAL, SUPERVISED_INITIAL, kind_of
 from amimv.trainers.layers import modernised, second_words
-from amimv.trainers.settings import ALONE, METHODS, every_setting, of_role, settings_class, that_touch
+from amimv.trainers.settings import METHODS, every_setting, of_role, settings_class, that_touch
 from amimv.trainers.study import NOT_IDENTITY, PLAN_COLUMNS
 
 #: Where files are: a folder, or within an archive.

@@ -15,11 +15,12 @@ from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, 
 from amimv.pipelines import ImageStore
 from amimv.trainers import evaluate as command
 from amimv.trainers.data import Splits, backbone_spec, load_split
+from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.evaluation import judge_features, result_row
 from amimv.trainers.evaluation.run import evaluate_features
 from amimv.trainers.layers import resolve, to_yaml
 from amimv.trainers.other_data import as_taken, normalised_as_trained
-from amimv.trainers.settings import DataSettings, PretrainSettings
+from amimv.trainers.settings import PretrainSettings
 
 SPLITS = {"train": 42, "val": 21, "test": 24}
 OWN = "made for training"
