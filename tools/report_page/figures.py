@@ -149,6 +149,8 @@ def draw_confusions(rows: pd.DataFrame, study: Study, title: str) -> Picture | N
         shown = ConfusionMatrixDisplay(100 * confusion(stored, predictions), display_labels=names)
         how: dict[str, Any] = {"text_kw": {"fontsize": 6}, "im_kw": {"vmin": 0, "vmax": 100}, "values_format": ".0f"}
         shown.plot(ax=axis, cmap="Blues", colorbar=False, include_values=len(names) <= 10, **how)
+        for text in axis.texts:  # black or white by the shared range of colours, not by each matrix's own
+            text.set_color("white" if float(text.get_text()) > 55 else "black")
         axis.set(xlabel="", ylabel="")
         axis.tick_params(labelsize=6)
         axis.tick_params(axis="x", labelrotation=90 if max(map(len, names)) > 2 else 0)
