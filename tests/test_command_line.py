@@ -26,7 +26,7 @@ BAD = {
     "amimv-report": (["runs", "--format", "pdf"], "unknown format 'pdf'"),
     "amimv-show-views": (["--sampler", "ballanced"], "unknown sampler 'ballanced'"),
     "amimv-profile-throughput": (["--repeats", "0"], "repeats is 0, expected at least 1"),
-    "amimv-embed": (["run", "-o", "out.npz", "--predict", "perhaps"], "perhaps"),
+    "amimv-embed": (["run", "-o", "out.npz", "--predict", "perhaps"], "unknown probe 'perhaps'"),
     "amimv-gpu-check": (["--device", "tpu"], "unknown device 'tpu'"),
 }
 #: Runs the command's main, or only its file, and says how it ended, how long it took and what of HEAVY is loaded.

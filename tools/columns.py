@@ -37,15 +37,16 @@ def open_columns(path: Path) -> Iterator[Columns]:
     Raises:
         InputError: the name ends in neither ``.parquet`` nor ``.npz``, or pyarrow is missing.
     """
-    kinds: dict[str, Callable[[Path], AbstractContextManager[Columns]]] = {
-        ".parquet": Parquet.opened,
-        ".npz": Npz.opened,
-    }
-    if path.suffix not in kinds:
-        raise InputError(f"output is {path}, expected a name that ends in {' or '.join(kinds)}")
+    check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with kinds[path.suffix](path) as columns:
+    with KINDS[path.suffix](path) as columns:
         yield columns
+
+
+def check_kind(path: Path) -> None:
+    """Raise an `InputError` for a name that says no kind of file."""
+    if path.suffix not in KINDS:
+        raise InputError(f"output is {path}, expected a name that ends in {' or '.join(KINDS)}")
 
 
 class Parquet:
@@ -125,3 +126,7 @@ class Npz:
                 return
             while lines := file.readlines(TEXTS):  # of so many bytes
                 entry.write(np.array([json.loads(line) for line in lines], empty.dtype).tobytes())
+
+
+#: By the end of the file's name.
+KINDS: dict[str, Opener] = {".parquet": Parquet.opened, ".npz": Npz.opened}

@@ -5,15 +5,29 @@ from typing import Annotated
 
 import tyro
 
-from amimv import InputError
+from amimv import InputError, user_path
+from amimv.command_line import shown_as
 from amimv.fields import SEED, check_settings, setting
 from amimv.pipelines.names import BACKENDS, SAMPLERS
 from amimv.pipelines.recipes import get_recipe
+from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.layers import check_preset
 from amimv.trainers.settings import settings_class
 
+SPLITS = ("train", "val", "test")
 #: Of a report, and the ends of their files' names.
 FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
+
+
+def is_run(place: str) -> bool:
+    """Whether it is a run's folder, not an exported backbone."""
+    return (user_path(place) / "config.yaml").is_file()
+
+
+def _check_columns(value: str) -> None:
+    from amimv.tools.columns import check_kind
+
+    check_kind(user_path(value))
 
 
 @dataclass(frozen=True)
@@ -131,3 +145,35 @@ class PublishSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    run: Annotated[str, tyro.conf.Positional] = setting(
+        MISSING, "folder of a run, or of an exported backbone, or hf-hub:NAME"
+    )
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = setting(
+        MISSING, "the file to write, .parquet or .npz", check=_check_columns
+    )
+    splits: tuple[str, ...] = setting((), "which; none given: all that there are", choices=SPLITS, called="split")
+    predict: str = setting(
+        "no",
+        "what a probe says of each image, too: nearest neighbours, or a linear classifier",
+        choices=("no", "knn", "linear"),
+        called="probe",
+    )
+    labels: str = setting(
+        "auto",
+        "whose training labels it learns from: the run's, or those of the data; auto: the run's, if there is a run",
+        choices=("auto", "run", "data"),
+    )
+    nearest: int = setting(5, "training images that are named for each image", 1)
+    batch_size: int = setting(256, "images at a time, and rows of a row group", 1)
+    images: DataSettings = setting(shown_as(DataSettings)(data=""), "the data, with the flags of pretrain.py")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.images.data:
+            raise InputError("no data: give --data, such as folder:PATH")
+        if self.labels == "run" and not is_run(self.run):
+            raise InputError(f"{self.run} holds no run, whose labels could be learnt from: leave --labels out")

@@ -12,17 +12,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from amimv.signals import AGAIN, guard_imports, is_command
+from amimv.command_line import begin_command, read_command
+from amimv.signals import is_command
+from amimv.tools.commands import EmbedSettings, is_run
 
 if is_command(__name__):
-    guard_imports(AGAIN)
+    begin_command(EmbedSettings, __doc__)
+    import torch  # noqa: F401 (now, while a signal ends the process at once)
 
-import tyro
-
-from amimv import InputError, run_command, user_path
-from amimv.command_line import shown_as
+from amimv import run_command, user_path
 from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.layers import from_yaml
 
@@ -36,30 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("amimv")
 
-#: No data: they have to be given.
-NONE_YET: DataSettings = shown_as(DataSettings)(data="")
-Split = Literal["train", "val", "test"]
 PREDICT = "--predict"
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    run: Annotated[str, tyro.conf.Positional]
-    """folder of a run, or of an exported backbone, or hf-hub:NAME"""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
-    """the file to write, .parquet or .npz"""
-    splits: tuple[Split, ...] = ()
-    """which; none given: all that there are"""
-    predict: Literal["no", "knn", "linear"] = "no"
-    """what a probe says of each image, too: nearest neighbours, or a linear classifier"""
-    labels: Literal["auto", "run", "data"] = "auto"
-    """whose training labels it learns from: the run's, or those of the data; auto: the run's, if there is a run"""
-    nearest: int = 5
-    """training images that are named for each image"""
-    batch_size: int = 256
-    """images at a time, and rows of a row group"""
-    images: DataSettings = NONE_YET
-    """the data, with the flags of pretrain.py"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +86,8 @@ def embed(settings: EmbedSettings) -> None:
     from amimv.trainers.evaluation import stream_features
     from amimv.trainers.other_data import as_taken, normalised_as_trained
 
-    if not settings.images.data:
-        raise InputError("no data: give --data, such as folder:PATH")
-    if settings.nearest < 1 or settings.batch_size < 1:
-        raise InputError(f"nearest is {settings.nearest}, batch size {settings.batch_size}, expected at least 1")
-    folder = user_path(settings.run)
-    run = folder if (folder / "config.yaml").is_file() else None
-    if settings.labels == "run" and run is None:
-        raise InputError(f"{settings.run} holds no run, whose labels could be learnt from: leave --labels out")
-    network, trained = load_backbone(folder / "backbone" if run else settings.run, device())
+    run = user_path(settings.run) if is_run(settings.run) else None
+    network, trained = load_backbone(run / "backbone" if run else settings.run, device())
     given = as_taken(settings.images, trained)
     with open_columns(user_path(settings.output)) as out:
         stores, given = load_splits(given, trained, settings.splits)
@@ -137,7 +107,7 @@ def embed(settings: EmbedSettings) -> None:
 
 
 def load_splits(
-    given: DataSettings, spec: "BackboneSpec", wanted: Sequence[Split]
+    given: DataSettings, spec: "BackboneSpec", wanted: Sequence[str]
 ) -> tuple[list["ImageStore"], DataSettings]:
     """The splits wanted, or all that there are, images that lie in files left there; and how others are read likewise.
 
@@ -224,8 +194,7 @@ def main() -> None:
     """The command: settings in, exit status out (0 done, 2 bad input, 74 files out of reach, 75 a signal)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    flat = (tyro.conf.OmitArgPrefixes,)
-    run_command(lambda: embed(tyro.cli(EmbedSettings, prog="embed.py", description=__doc__, config=flat)))
+    run_command(lambda: embed(read_command(EmbedSettings, __doc__)))
 
 
 if __name__ == "__main__":

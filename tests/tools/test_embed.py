@@ -17,7 +17,8 @@ from amimv.models import backbones
 from amimv.models.backbones import BackboneSpec, build_backbone, load_backbone, save_backbone
 from amimv.pipelines import load_store
 from amimv.tools import embed as command
-from amimv.tools.embed import EmbedSettings, embed
+from amimv.tools.commands import EmbedSettings
+from amimv.tools.embed import embed
 from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.evaluation import linear_probe
 from amimv.trainers.identity import identify_all
