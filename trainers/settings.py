@@ -1,8 +1,8 @@
 """What can be set: groups of settings as frozen dataclasses, which together are the flat `PretrainSettings`.
 
-A setting is declared here and nowhere else (those of operations beside the operations, those of methods beside the
-methods): its default, range and meaning, what depends on it, and when it does nothing. Lists of settings are derived
-from that. Layers of files and flags are in `amimv.trainers.layers`.
+A setting is declared here and nowhere else (those of data in ``data_settings.py``, those of operations and of methods
+beside these): its default, range and meaning, what depends on it, and when it does nothing. Lists of settings are
+derived from that. Layers of files and flags are in `amimv.trainers.layers`.
 """
 
 from dataclasses import dataclass, field, fields, make_dataclass
