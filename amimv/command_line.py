@@ -1,5 +1,6 @@
 """From a command line to settings, answered before anything is loaded that takes seconds."""
 
+import logging
 import sys
 from dataclasses import field as dataclass_field
 from dataclasses import fields, make_dataclass
@@ -11,6 +12,7 @@ import tyro
 from amimv import run_command
 from amimv.fields import Field
 from amimv.signals import AGAIN, guard_imports
+from amimv.threads import choose_threads
 
 S = TypeVar("S")
 
@@ -43,9 +45,10 @@ def read_command(kind: type[S], description: str | None) -> S:
 
 
 def begin_command(kind: type[Any], description: str | None, advice: str = AGAIN) -> None:
-    """What a command does before it imports torch: ``--help`` and what cannot be is answered, and from now on a signal
-    ends the process with its line.
+    """What a command does before it imports torch: ``--help`` and what cannot be is answered, a signal ends the
+    process with its line from now on, and it is chosen how torch's threads wait.
     """
     guard_imports(advice)
     run_command(lambda: read_command(kind, description), advice)
-    # What has to be settled before torch is loaded has its place here.
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    choose_threads()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from amimv.signals import rank_of
+
 #: ``accelerate launch`` always sets it.
 LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"
 #: How many processes a launcher started on this machine; of those that Accelerate knows.
@@ -25,7 +27,8 @@ CHOSEN = "AMIMV_CHOSE"
 #: Seconds for which the load is looked at, and as much of a core as other work may take from spinning threads.
 WINDOW, SPARE = 0.15, 0.25
 
-logger = logging.getLogger("amimv")
+logger = logging.getLogger("amimv.threads")
+logger.setLevel(logging.INFO)  # whatever the command says besides
 
 
 def usable_cores(physical: bool = False, root: Path = Path("/")) -> int:
@@ -133,4 +136,5 @@ def choose_threads(threads: int = 0) -> None:
     for name in os.environ.keys() - own.keys():
         del os.environ[name]
     os.environ |= chosen | {CHOSEN: " ".join(chosen)}
-    logger.info(line)
+    if rank_of(own) == 0:
+        logger.info(line)

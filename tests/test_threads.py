@@ -11,7 +11,7 @@ import pytest
 
 from amimv import threads
 from amimv.threads import CHOSEN, decide, local_processes, usable_cores, users_own
-from amimv.trainers import pretrain
+from amimv.trainers import benchmark, evaluate, pretrain
 
 NUMBER, WAIT = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 
@@ -135,12 +135,15 @@ def test_a_busy_core_is_seen() -> None:
         (pretrain, "--steps 1", {}, str(usable_cores(physical=True))),
         (pretrain, "--steps 1 --threads 3", {}, "3"),
         (pretrain, "--steps 1", {NUMBER: "7", WAIT: "active"}, "7"),
+        (evaluate, ".", {}, str(usable_cores(physical=True))),
+        (benchmark, "config.yaml", {NUMBER: "7", WAIT: "active"}, "7"),
     ],
 )
 def test_it_is_made_before_torch_is_loaded(
     command: ModuleType, words: str, own: dict[str, str], number: str, tmp_path: Path
 ) -> None:
     """A finder before all others ends the command at its first import of torch, and says what is set by then."""
+    (tmp_path / "config.yaml").touch()
     code = f"""
 import os, runpy, sys
 class Finder:
