@@ -8,7 +8,7 @@ import tyro
 from amimv import InputError, user_path
 from amimv.command_line import shown_as
 from amimv.fields import check_settings, setting
-from amimv.trainers.conditions import check_fractions
+from amimv.trainers.conditions import check_fractions, check_frozen
 from amimv.trainers.data_settings import DataSettings
 
 #: No other data than the run's.
@@ -34,6 +34,11 @@ class EvaluateSettings:
         None, "shares of the training labels to use; unset: the run's own", check=check_fractions
     )
     supervised_steps: int | None = setting(None, "training of the supervised reference; 0: none; unset: the run's own")
+    frozen: tuple[str, ...] = setting(
+        (),
+        "models of timm whose frozen features stand in the table, too; none given: the run's own",
+        check=check_frozen,
+    )
     other: DataSettings = setting(
         THEIR_OWN,
         "the data to evaluate on, with the flags of pretrain.py; none given: the run's own (root: if it has moved)",

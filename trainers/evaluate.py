@@ -35,6 +35,8 @@ def evaluate(settings: EvaluateSettings) -> None:
         run,
         label_fractions=run.label_fractions if fractions is None else fractions,
         supervised_steps=run.supervised_steps if steps is None else steps,
+        frozen=settings.frozen or run.frozen,
+        baselines="yes" if settings.frozen and run.baselines == "no" else run.baselines,
     )
     if other.data:
         evaluate_other(folder, run, other)
@@ -64,6 +66,7 @@ def evaluate_other(folder: Path, run: PretrainSettings, given: DataSettings) -> 
     from amimv.models.backbones import load_backbone
     from amimv.trainers.data import Splits, load_held_out, subset_of
     from amimv.trainers.evaluation.run import evaluate_elsewhere
+    from amimv.trainers.initial import check_start
     from amimv.trainers.other_data import as_taken, load_taken, normalised_as_trained
     from amimv.trainers.run_folder import lock_run, name_data
 
@@ -77,6 +80,7 @@ def evaluate_other(folder: Path, run: PretrainSettings, given: DataSettings) -> 
     subset = subset_of(settings, store)
     splits = Splits.of(subset.store, load_held_out(settings, subset.store, evaluate=True))
     spec = normalised_as_trained(spec, splits.train, given.value_range is not None)
+    check_start(settings, spec, folder, again=True)
     place = folder / "evaluations" / name_data(settings)
     with lock_run(place):
         sources = {name: "flag" if name in theirs else "run" for name in vars(settings)}

@@ -3,7 +3,9 @@
 import csv
 import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -29,8 +31,9 @@ from amimv.trainers.build import Training
 from amimv.trainers.evaluate import EvaluateSettings, evaluate
 from amimv.trainers.evaluation import balanced_accuracy, build_random, extract_features, knn_probe
 from amimv.trainers.initial import build_start
-from amimv.trainers.layers import from_yaml, resolve
+from amimv.trainers.layers import from_yaml, resolve, shown_as
 from amimv.trainers.run_folder import default_name
+from amimv.trainers.settings import DataSettings
 from amimv.trainers.study import read_study
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "data" / "run-0.1.zip"
@@ -289,6 +292,8 @@ def test_an_evaluation_again_gives_the_same_and_refuses_other_weights(judged: Pa
     save_file(given | {"bn1.bias": given["bn1.bias"] + 1}, weights)
     with pytest.raises(InputError, match=r"^the weights of runs/old are not those that runs/table began with"):
         evaluate(EvaluateSettings("runs/table"))
+    with pytest.raises(InputError, match=r"^the weights of runs/old are not those that runs/table began with"):
+        evaluate(EvaluateSettings("runs/table", other=shown_as(DataSettings)(data="tiny.npz")))
     weights.write_bytes(kept)
     assert (judged / "runs/table/results.csv").read_bytes() == before
 
@@ -310,6 +315,11 @@ def test_baselines_alone_start_from_the_weights(judged: Path, pretrain_here: Cal
     only = ("--baselines", "only", "--name", "only", "--init", "runs/old/backbone", "--supervised-steps", "0")
     assert pretrain_here("--data", "tiny.npz", "--threads", "1", *only, "--init-baselines") == 0
     assert [name for name, _ in rows_of(Path("runs/only"))][-1] == "initial weights"
+    evaluate(EvaluateSettings("runs/only", frozen=("local-dir:frozen",)))
+    rows = rows_of(Path("runs/only"))
+    assert list(rows)[-1] == ("frozen local-dir:frozen", "linear")
+    accuracy = rows_of(Path("runs/table"))["frozen local-dir:frozen", "knn"]["balanced_accuracy"]
+    assert rows["frozen local-dir:frozen", "knn"]["balanced_accuracy"] == accuracy
     assert json.loads(Path("runs/only/environment.json").read_text())["init"]["source"] == "runs/old/backbone"
 
 
@@ -346,3 +356,24 @@ def test_initial_weights_are_an_axis_of_a_study(tmp_path: Path) -> None:
         assert [cell.settings.init for cell in cells[baselines:]] == ["random", "runs/old"]
         assert "--init runs/old" in cells[-1].command()
         assert "-from-runs-old-" in cells[-1].run
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("old_run")
+def test_two_processes_start_from_the_same_weights_and_miss_them_in_one_line() -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [*launcher, pretrain.__file__, *FLAGS, "--method", "byol", "--no-evaluate", *flags]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+    assert run("--name", "new", "--init", "runs/old", "--lr", "1e-12").returncode == 0
+    assert environment()["processes"] == 2
+    state = torch.load(NEW / "checkpoints" / "step-00000002.pt", weights_only=True)["method"]
+    for name, tensor in load_file("runs/old/backbone/model.safetensors").items():
+        if name.endswith("weight"):  # at such a rate they are where they began
+            torch.testing.assert_close(state[f"online.backbone.{name}"], tensor, atol=1e-6, rtol=0)
+    lines = [line for line in run("--name", "no", "--init", "no.pth").stderr.splitlines() if "no.pth" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: no initial weights at no.pth")
