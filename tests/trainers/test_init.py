@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from amimv import InputError
+from amimv.command_line import shown_as
 from amimv.models.backbones import load_backbone
 from amimv.models.frozen import load_frozen
 from amimv.pipelines import load_store
@@ -28,12 +29,12 @@ from amimv.tools.publish import PublishSettings, publish
 from amimv.tools.report import ReportSettings, report
 from amimv.trainers import loop, pretrain
 from amimv.trainers.build import Training
+from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.evaluate import EvaluateSettings, evaluate
 from amimv.trainers.evaluation import balanced_accuracy, build_random, extract_features, knn_probe
 from amimv.trainers.initial import build_start
-from amimv.trainers.layers import from_yaml, resolve, shown_as
+from amimv.trainers.layers import from_yaml, resolve
 from amimv.trainers.run_folder import default_name
-from amimv.trainers.settings import DataSettings
 from amimv.trainers.study import read_study
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "data" / "run-0.1.zip"

@@ -167,4 +167,6 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
         probe = f"kNN, k = {row['k']}" if row["probe"] == "knn" else row["probe"]
         style = "bold" if row["features"] == "pretrained" else ""
         table.add_row(names.get(row["features"], row["features"]), probe, label, *values, style=style)
-    Console(width=120).print(table)
+    # Frozen models have long names, and numbers are not to be cut for them.
+    longest = max((len(row["features"]) for row in rows), default=0)
+    Console(width=120 + max(0, longest - len(names["random"]))).print(table)
