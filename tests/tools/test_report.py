@@ -469,7 +469,10 @@ def test_packed_predictions_are_exact_and_projections_near(tmp_path: Path) -> No
     arrays = {"labels": LABELS, "row_000": random.integers(0, 300, 100), "class_names": np.array(["a", "b"])}
     projection = random.normal(size=(100, 2)) * [1, 50]
     np.savez(path, projection=projection, **arrays)  # type: ignore[arg-type]
-    with np.load(io.BytesIO(pack_predictions(path))) as packed:
+    once = pack_predictions(path)
+    path.write_bytes(once)
+    assert pack_predictions(path) == once
+    with np.load(io.BytesIO(once)) as packed:
         assert (packed["labels"].dtype, packed["row_000"].dtype) == (np.uint8, np.uint16)
         assert all((packed[name] == values).all() for name, values in arrays.items())
         scaled = (projection - projection.min(axis=0)) / np.ptp(projection, axis=0)

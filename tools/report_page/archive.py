@@ -51,6 +51,7 @@ def pack_predictions(path: Path) -> bytes:
 
 def _packed(name: str, values: np.ndarray) -> np.ndarray:
     if name == "projection" and len(values):
+        values = values.astype(np.float64)  # which may have been packed before
         low, high = values.min(axis=0), values.max(axis=0)
         return np.rint(255 * (values - low) / np.where(high > low, high - low, 1)).astype(np.uint8)
     if values.dtype.kind in "iu" and values.size:
