@@ -386,6 +386,38 @@ def test_a_flag_for_the_second_side_changes_that_side_only() -> None:
     assert b == a.changed(crop_min=0.5, blur_p=0.125) != a
 
 
+SECONDS: list[tuple[str, list[str], dict[str, float]]] = [
+    ("", [], {"solarise_p": 0.2}),
+    ("second: {blur_p: 0.125}", [], {"solarise_p": 0.2, "blur_p": 0.125}),
+    ("second_blur_p: 0.125", [], {"solarise_p": 0.2, "blur_p": 0.125}),
+    ("second: {solarise_p: null, hue: 0}", [], {"hue": 0.0}),
+    ("second_solarise_p: null\nsecond_crop_min: 0.5", [], {"crop_min": 0.5}),
+    ("second: [solarise_p=0.5, grey_p=0]", [], {"solarise_p": 0.5, "grey_p": 0.0}),
+    ("second: {blur_p: 0.125}", ["--second", "blur_p=None", "crop_min=.5"], {"solarise_p": 0.2, "crop_min": 0.5}),
+    ("second_blur_p: 0.125", ["--second", "solarise_p=None"], {"blur_p": 0.125}),
+]
+
+
+@pytest.mark.parametrize(("text", "flags", "changes"), SECONDS)
+def test_overrides_of_the_second_side_lie_on_those_below_in_old_words_and_new(
+    tmp_path: Path, text: str, flags: list[str], changes: dict[str, float]
+) -> None:
+    """BYOL as published solarises side b."""
+    config = write(tmp_path, f"method: byol\npreset: none\ndata: retinamnist\n{text}\n")
+    settings, sources = resolve(["--config", str(config), *flags])
+    a, b = both_policies(make_recipe(settings))
+    assert b == a.changed(**changes) != a
+    assert sources["second"] == ("flag" if flags else str(config) if text else "configs/byol.yaml")
+    again = write(tmp_path, to_yaml(settings, sources))
+    assert from_yaml(again).second == settings.second == resolve(["--config", str(again)])[0].second
+
+
+def test_side_b_may_have_what_side_a_does_without() -> None:
+    settings, _ = resolve(["--method", "simclr", "--jitter-p", "0", "--hue", "0.25", "--second", "jitter_p=1"])
+    a, b = (SimpleNamespace(**policy.settings()) for policy in both_policies(make_recipe(settings)))
+    assert (a.jitter_p, b.jitter_p, b.hue) == (0.0, 1.0, 0.25)
+
+
 def test_every_setting_of_every_operation_is_a_setting(tmp_path: Path) -> None:
     """A flag, a line of a file, and what the views are made by; what MIMV does without is off."""
     text = "A(x)+S(y) | N(x)+A'(y)+L(y)"

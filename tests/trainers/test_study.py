@@ -177,6 +177,18 @@ def test_a_sets_own_ratio_is_the_one_that_its_total_is_for(tmp_path: Path) -> No
     assert {c.settings.total for c in cells_of(text, tmp_path)} == {largest_total(labels, [50.0], "exp")}
 
 
+def test_old_words_and_new_give_the_same_cells(tmp_path: Path) -> None:
+    """And a command that makes the cell again, an override that is taken back included."""
+    new = "grids: {a: {method: byol, steps: 2, preset: none, second: {blur_p: 0.5, solarise_p: null}}}"
+    old = "grids: {a: {method: byol, steps: 2, preset: none, size: 0, second_blur_p: 0.5, second_solarise_p: null}}"
+    cells = cells_of(new, tmp_path)
+    assert [c.run for c in cells] == [c.run for c in cells_of(old, tmp_path)]
+    (cell,) = (c for c in cells if c.kind == "cell")
+    again, _ = resolve(cell.flags())
+    assert again.second == cell.settings.second == ("blur_p=0.5",)
+    assert resolve(["--method", "byol", "--preset", "none", "--steps", "2"])[0].second == ("solarise_p=0.2",)
+
+
 def test_a_merged_mapping_may_be_overruled(tmp_path: Path) -> None:
     text = "grids:\n  a: &a {steps: 2, seed: 0}\n  b: &b {<<: *a, seed: 1}\n  c: {<<: *b, seed: 2}\n"
     assert [c.settings.seed for c in cells_of(text, tmp_path) if c.kind == "cell"] == [0, 1, 2]
