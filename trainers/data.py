@@ -7,7 +7,7 @@ import torch
 
 from amimv import InputError
 from amimv.models.backbones import BackboneSpec
-from amimv.pipelines import ImageStore, label_fraction, load_indices, load_store, long_tail, realised_ratio
+from amimv.pipelines import ImageStore, label_fraction, leaked, load_indices, load_store, long_tail, realised_ratio
 from amimv.pipelines.sources.listing import NoSplit
 from amimv.trainers.conditions import is_natural
 from amimv.trainers.data_settings import DataSettings
@@ -145,21 +145,32 @@ def load_held_out(settings: PretrainSettings, train: ImageStore, evaluate: bool)
         if evaluate and len(missing) > 1:
             return HeldOut(no_table=f"no table: there are no labels of {', '.join(missing)} images")
     for store in (val, test):
-        if store is not None and store.channels != train.channels:
-            raise InputError(
-                f"{store.name}: {store.split} images have {store.channels} channels, those of train {train.channels}: "
-                "convert them (--channels 3 makes grey RGB)"
-            )
-        if store is not None and store.size != train.size:
-            raise InputError(
-                f"{store.name}: {store.split} images are {store.size} px, those of train {train.size} px: resize them"
-            )
+        if store is not None:
+            _check_beside(store, train)
     if test is not None and min(len(test), test.n_classes) < 2:
         raise InputError(
             f"{test.name}: the evaluation needs two or more test images and classes, "
             f"got {len(test)} and {test.n_classes}: add some, or give --no-evaluate"
         )
     return HeldOut(val, test)
+
+
+def _check_beside(store: ImageStore, train: ImageStore) -> None:
+    """Held-out images are of the form of those for training; says in the log how many are of the same groups."""
+    if store.channels != train.channels:
+        raise InputError(
+            f"{store.name}: {store.split} images have {store.channels} channels, those of train {train.channels}: "
+            "convert them (--channels 3 makes grey RGB)"
+        )
+    if store.size != train.size:
+        raise InputError(
+            f"{store.name}: {store.split} images are {store.size} px, those of train {train.size} px: resize them"
+        )
+    if train.groups is None or store.groups is None:
+        return
+    if shared := int(leaked(train.groups, store.groups).sum()):
+        told = "share a group (patient, lesion, slide) with training images, which flatters every score"
+        logger.warning("%s, %s: %d of %d images %s", store.name, store.split, shared, len(store), told)
 
 
 def check_readable(store: ImageStore, chunk: int = 512) -> None:

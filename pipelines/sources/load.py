@@ -242,7 +242,8 @@ def _share(wanted: _Wanted, title: str, known: Arrays, n: int, groups: Tensor | 
     w, labels = wanted, known.labels
     assert w.shares
     if known.splits != ("train",):
-        raise InputError(f"{title} has splits of its own ({', '.join(known.splits)}): leave --split out")
+        unread = ", or do not read their column (--columns split=)" if w.name.startswith(CSV) else ""
+        raise InputError(f"{title} has splits of its own ({', '.join(known.splits)}): leave --split out{unread}")
     by = torch.arange(n) if labels is None and groups is None else groups
     parts = split_indices(labels, w.shares, by, w.split_seed, None if labels is None else known.class_names)
     if w.split == SPLITS[0]:

@@ -105,6 +105,22 @@ def test_bad_input_is_one_line(
     assert message in line
 
 
+def test_a_split_of_ones_own_that_leaks_is_told(
+    table: Path, pretrain_here: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every third image is held out, so that the other one of its patient is trained on, or held out elsewhere."""
+    splits = ["train", "val", "train", "train", "test", "train"] * (PATIENTS // 3)
+    rows = [(*row, split) for row, split in zip(read_rows(), splits, strict=False)]
+    with open("own.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("file", "label", "patient", "split"), *rows])
+    patients = {split: {row[2] for row in rows if row[3] == split} for split in ("train", "val", "test")}
+    assert pretrain_here("--data", "csv:own.csv", "--steps", "1", *SHORT, "--knn-every", "1") == 0
+    for split in ("val", "test"):
+        n = sum(row[3] == split and row[2] in patients["train"] for row in rows)
+        assert n == 10
+        assert f"own, {split}: {n} of {n} images share a group (patient, lesion, slide) with training" in caplog.text
+
+
 @pytest.fixture
 def ten_steps_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured says so, whatever the machine is busy with."""

@@ -11,7 +11,7 @@ from medmnist.info import INFO
 
 from amimv.models.methods import METHODS
 from amimv.pipelines.sources.npz import medmnist_names
-from amimv.trainers.layers import CONFIGS, preset_of, presets, resolve
+from amimv.trainers.layers import CONFIGS, preset_of, presets, resolve, settings_from
 from amimv.trainers.settings import METHOD_ALIASES, settings_class
 
 KINDS = ("photograph", "microscopy", "dermatoscopy", "xray")
@@ -99,14 +99,18 @@ def test_the_parts_of_small_name_settings_that_the_methods_have() -> None:
 
 @pytest.mark.parametrize("method", [*METHOD_ALIASES, *METHODS])
 def test_a_kind_changes_how_images_are_augmented_and_nothing_else(method: str) -> None:
-    small, _ = resolve(["--method", method, "--preset", "small"])
+    small = settings_from({"method": method, "preset": "small"}, "")
     for kind in KINDS:
         own = content(kind)
-        settings, _ = resolve(["--method", method, "--preset", kind])
+        settings = settings_from({"method": method, "preset": kind}, "")
         differ = {name for name, value in vars(settings).items() if value != getattr(small, name)} - {"preset"}
         assert differ <= {*own, *own.get("small", {})}
-        large, _ = resolve(["--method", method, "--preset", kind, "--data", "x.npz", "--backbone", "resnet18"])
-        plain, _ = resolve(["--method", method, "--preset", "none", "--data", "x.npz", "--backbone", "resnet18"])
+        large, plain = (
+            settings_from(
+                {"method": method, "preset": preset, "data": "x.npz", "backbone": "resnet18", "steps": 9}, ""
+            )
+            for preset in (kind, "none")
+        )
         differ = {name for name, value in vars(large).items() if value != getattr(plain, name)} - {"preset"}
         assert differ <= {*own} - {"sets", "small"}
 
