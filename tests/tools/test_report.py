@@ -126,6 +126,9 @@ WORDS = {
     "SimCLR (kNN, 50.0 %, one seed) is compared with nothing. Not run: training from scratch and raw p": [SIMCLR],
     "one seed) is not told apart from training from scratch and raw pixels.": [SIMCLR, SCRATCH, PIXELS],
     "is behind raw pixels by 100.0 points [100.0, 100.0]. Not run: training": [SIMCLR | NONE, PIXELS | ALL],
+    "is not told apart from training from the initial weights, raw pixels and frozen resnet18.": [
+        *(SIMCLR, PIXELS, SCRATCH | {"features": "supervised from initial weights"}, {"features": "frozen resnet18"})
+    ],
     "there is no verdict: only baselines were run.": [PIXELS, SCRATCH],
     "there is no verdict: no method has scores on the validation split.": [SIMCLR | {VAL: ""}, PIXELS],
     "With 1 % of the labels (1 image), SimCLR": [SIMCLR | {"n_train": 1, "label_fraction": 0.01}],

@@ -8,15 +8,17 @@ import pandas as pd
 from amimv.models.methods import METHODS
 from amimv.pipelines.recipes import ALIASES as RECIPE_ALIASES
 from amimv.tools.report_page.runs import Study
-from amimv.tools.report_page.tables import ordered, percent, predicted, spread
+from amimv.tools.report_page.tables import is_baseline, ordered, percent, predicted, spread
 from amimv.trainers.comparisons import Interval, paired_bootstrap
+from amimv.trainers.evaluation.results import FROZEN, SUPERVISED_INITIAL
 from amimv.trainers.layers import settings_from
 from amimv.trainers.settings import METHOD_ALIASES
 
 #: What is said of a probe.
 JUDGES = {"knn": "kNN", "linear": "linear probe", "classifier": "own classifier"}
-#: Baselines that a verdict is about, and what it calls them.
-SCRATCH = {"supervised from scratch": "training from scratch", "raw pixels": "raw pixels"}
+#: Baselines that a verdict is about, beside frozen models, and what it calls them.
+SCRATCH = {"supervised from scratch": "training from scratch", SUPERVISED_INITIAL: "training from the initial weights"}
+SCRATCH |= {"raw pixels": "raw pixels"}
 
 
 def contenders(own: pd.DataFrame) -> pd.DataFrame:
@@ -70,12 +72,16 @@ def verdict(own: pd.DataFrame, leads: Mapping[str, Interval], reference: str) ->
     judge, score = str(result["probe"].iloc[0]), spread(result[["balanced_accuracy"]], result)[0].iloc[0, 0]
     seeds = result["seed"].nunique()
     subject = f"{in_words(reference)} ({JUDGES.get(judge, judge)}, {score} %{', one seed' * (seeds == 1)})"
-    baselines = [name for start in SCRATCH for name in ordered(own) if name.split(",")[0] == start]
+    known = [name for name in ordered(own) if is_baseline(name)]
+    baselines = [name for start in (*SCRATCH, f"{FROZEN} ") for name in known if name.startswith(start)]
     methods = sorted(contenders(own)["name"].unique())
     compared = {name: in_words(name) for name in (*baselines, *methods) if name != reference}
     said = _relations({words: leads[name] for name, words in compared.items() if name in leads})
     sentences = [f"{begin}{subject} {said or 'is compared with nothing'}."]
-    missing = [words for start, words in SCRATCH.items() if not any(name.startswith(start) for name in own["name"])]
+    asked = {"training": "training from scratch", "raw pixels": "raw pixels"}
+    missing = [
+        words for start, words in asked.items() if not any(said.startswith(start) for said in compared.values())
+    ]
     if missing:
         sentences.append(f"Not run: {listed(missing)}.")
     if unknown := [words for name, words in compared.items() if name not in leads]:
