@@ -278,6 +278,22 @@ def test_a_cell_that_runs_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: p
     other.wait()
 
 
+def test_cells_choose_their_threads_or_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the study's own process chose is not passed on; what the user chose is."""
+    monkeypatch.setattr(module, "usable_cores", lambda physical: 8)
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+
+    def seen(workers: int, **environment: str) -> list[str | None]:
+        monkeypatch.setattr(os, "environ", environment)
+        return [module._environment(workers).get(name) for name in names]
+
+    own = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "passive", "AMIMV_CHOSE": "OMP_NUM_THREADS OMP_WAIT_POLICY"}
+    assert seen(1, **own) == [None, None]
+    assert seen(3, **own) == ["2", "passive"]
+    assert seen(3, **own | {"AMIMV_CHOSE": "OMP_WAIT_POLICY"}) == ["8", "passive"]
+    assert seen(2, OMP_WAIT_POLICY="active") == ["4", "active"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("orphan", [False, True])
 def test_killed_in_mid_cell_the_same_command_goes_on(

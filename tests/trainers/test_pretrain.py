@@ -705,6 +705,7 @@ def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_number_of_processes(
     tiny_npz: Path, tmp_path: Path, pretrain_here: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
