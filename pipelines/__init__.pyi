@@ -3,6 +3,7 @@
 from .groups import leaked
 from .loader import PairBatch, PairLoader
 from .longtail import (
+    distinct_draws,
     label_fraction,
     largest_total,
     load_indices,
@@ -39,6 +40,7 @@ __all__ = [
     "ViewParams",
     "ViewPolicy",
     "build_policy",
+    "distinct_draws",
     "draw_view_params",
     "get_recipe",
     "label_fraction",

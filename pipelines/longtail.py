@@ -169,11 +169,8 @@ def label_fraction(labels: Tensor, fraction: float, seed: int = 0, groups: Tenso
     if not 0 < fraction <= 1:
         raise InputError(f"fraction is {fraction}, expected a number in (0, 1], such as 0.01 for 1 %")
     key = Key(seed, Stream.LABEL_FRACTION)
-    if labels.ndim == 2:
-        wanted = [math.ceil(fraction * len(labels) - 1e-9)]  # 0.07 * 100 is 7.000000000000001
-        labels = labels.new_zeros(len(labels))
-    else:
-        wanted = [min(n, max(1, round(fraction * n))) for n in _class_counts(labels, None)]
+    wanted, _ = zip(*_given_away(labels, fraction), strict=True)
+    labels = labels.new_zeros(len(labels)) if labels.ndim == 2 else labels
     if groups is None:
         return _first_of_each(labels, wanted, key)
     check_groups(groups, len(labels))
@@ -181,6 +178,22 @@ def label_fraction(labels: Tensor, fraction: float, seed: int = 0, groups: Tenso
     # A group's images have one hash and so stand together in the order: those chosen bring the rest of their group.
     chosen = _first_of_each(labels, wanted, key, groups)
     return torch.isin(groups, groups[chosen]).nonzero()[:, 0]
+
+
+def distinct_draws(labels: Tensor, fraction: float) -> int:
+    """How many sets of images `label_fraction` can choose, without groups, by its seed: 1 where it takes all.
+
+    Args:
+        labels, fraction: as for `label_fraction`.
+    """
+    return math.prod(math.comb(n, wanted) for wanted, n in _given_away(labels, fraction))
+
+
+def _given_away(labels: Tensor, fraction: float) -> list[tuple[int, int]]:
+    """(wanted, there are) of the images of each class; multi-hot labels count as one class."""
+    if labels.ndim == 2:
+        return [(math.ceil(fraction * len(labels) - 1e-9), len(labels))]  # 0.07 * 100 is 7.000000000000001
+    return [(min(n, max(1, round(fraction * n))), n) for n in _class_counts(labels, None)]
 
 
 def realised_ratio(counts: Sequence[int]) -> float:

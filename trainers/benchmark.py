@@ -41,6 +41,7 @@ from amimv import InputError, run_command, user_path
 from amimv.files import locked
 from amimv.threads import decide, idle_cores, usable_cores, users_own
 from amimv.trainers.build import build_training
+from amimv.trainers.label_draws import draw_seeds
 from amimv.trainers.launch import asked, make_accelerator
 from amimv.trainers.length import endless_batches, time_steps
 from amimv.trainers.settings import PretrainSettings
@@ -237,7 +238,7 @@ def estimate(cells: list[Cell]) -> list[float | str]:
             costs.append(measured)
             continue
         rate, views, steps = measured
-        supervised = s.supervised_steps * len(s.label_fractions) * len(s.supervised_lr)
+        supervised = s.supervised_steps * sum(len(draw_seeds(s, f)) for f in s.label_fractions) * len(s.supervised_lr)
         supervised *= (s.baselines != "no") + (s.finetune and s.baselines != "only")
         trained = 0 if s.baselines == "only" else views * (s.steps or steps)
         costs.append((trained + supervised) * s.batch_size / rate)

@@ -8,7 +8,7 @@ import tyro
 from amimv import InputError, user_path
 from amimv.command_line import shown_as
 from amimv.fields import check_settings, setting
-from amimv.trainers.conditions import check_fractions, check_frozen
+from amimv.trainers.conditions import check_fractions, check_frozen, check_label_seeds
 from amimv.trainers.data_settings import DataSettings
 
 #: No other data than the run's.
@@ -32,6 +32,9 @@ class EvaluateSettings:
     )
     label_fractions: tuple[float, ...] | None = setting(
         None, "shares of the training labels to use; unset: the run's own", check=check_fractions
+    )
+    label_seeds: tuple[int, ...] | None = setting(
+        None, "seeds of draws of these shares; unset: the run's own", check=check_label_seeds
     )
     supervised_steps: int | None = setting(None, "training of the supervised reference; 0: none; unset: the run's own")
     frozen: tuple[str, ...] = setting(

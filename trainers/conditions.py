@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amimv import InputError, check_choice, shown
-from amimv.fields import Idle
+from amimv.fields import SEED, Idle
 from amimv.pipelines.names import FILES, SAME_GROUP
 from amimv.pipelines.policy import operation_settings
 from amimv.pipelines.recipes import HARD, RECIPES, parse_recipe
@@ -32,6 +32,11 @@ def check_frozen(value: tuple[str, ...]) -> None:
 def check_fractions(value: tuple[float, ...]) -> None:
     if not (value and all(0 < fraction <= 1 for fraction in value)):
         raise InputError(f"label fractions are {shown(value)}, expected shares in (0, 1]")
+
+
+def check_label_seeds(value: tuple[int, ...]) -> None:
+    if len(set(value)) < len(value) or not all(SEED[0] <= seed <= SEED[1] for seed in value):
+        raise InputError(f"label seeds are {shown(value)}, expected different 64-bit integers")
 
 
 def check_rates(value: tuple[float, ...]) -> None:
@@ -111,7 +116,8 @@ def _untrained_labels(s: "PretrainSettings") -> bool:
 
 
 def _nothing_drawn(s: "PretrainSettings") -> bool:
-    return s.data != "phantom" and (s.indices is not None or is_natural(s)) and set(s.label_fractions) == {1}
+    drawn = set(s.label_fractions) != {1} and not s.label_seeds
+    return s.data != "phantom" and (s.indices is not None or is_natural(s)) and not drawn
 
 
 NO_STRENGTHS = Idle("recipe {recipe} has no hard and soft strength", lambda s: not letters(s) & set("HS"))
@@ -136,5 +142,6 @@ NO_START = Idle(
 )
 NO_INITIAL = Idle("init is {init}, baselines {baselines}", lambda s: s.init == RANDOM or s.baselines == "no")
 NO_BASELINES = Idle("baselines is {baselines}", lambda s: s.baselines == "no")
+ALL_LABELS = Idle("all labels are used, and none are drawn", lambda s: set(s.label_fractions) == {1})
 NO_FILES = Idle("{data} is neither a folder of images nor a CSV file", lambda s: not s.data.startswith(FILES))
 NO_ROOT = Idle("{data} is not looked for there", lambda s: s.data == "phantom" or s.data.startswith(FILES))

@@ -12,6 +12,7 @@ from amimv.pipelines.sources.listing import NoSplit
 from amimv.trainers.conditions import is_natural
 from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.evaluation.results import EVALUATION
+from amimv.trainers.label_draws import check_draws
 from amimv.trainers.settings import PretrainSettings
 
 logger = logging.getLogger("amimv")
@@ -152,6 +153,8 @@ def load_held_out(settings: PretrainSettings, train: ImageStore, evaluate: bool)
             f"{test.name}: the evaluation needs two or more test images and classes, "
             f"got {len(test)} and {test.n_classes}: add some, or give --no-evaluate"
         )
+    if evaluate and train.labels is not None:
+        check_draws(settings, train.labels, train.name)
     return HeldOut(val, test)
 
 

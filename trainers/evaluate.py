@@ -30,10 +30,11 @@ def evaluate(settings: EvaluateSettings) -> None:
     """Score the run's exported backbone beside baselines, write and print the table."""
     folder, other = user_path(settings.run), settings.other
     run = from_yaml(folder / "config.yaml")
-    steps, fractions = settings.supervised_steps, settings.label_fractions
+    steps, fractions, seeds = settings.supervised_steps, settings.label_fractions, settings.label_seeds
     run = replace(
         run,
         label_fractions=run.label_fractions if fractions is None else fractions,
+        label_seeds=run.label_seeds if seeds is None else seeds,
         supervised_steps=run.supervised_steps if steps is None else steps,
         frozen=settings.frozen or run.frozen,
         baselines="yes" if settings.frozen and run.baselines == "no" else run.baselines,

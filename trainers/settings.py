@@ -165,6 +165,15 @@ class EvaluationSettings:
         touches=EVALUATION,
         roles=(ALONE,),
     )
+    label_seeds: tuple[int, ...] = setting(
+        (),
+        "seeds of several draws of each share of the labels below 1, over all of which the probes and the training on "
+        "labels are repeated; none given: one draw, by data_seed",
+        check=conditions.check_label_seeds,
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.ALL_LABELS,
+    )
     supervised_steps: int = setting(
         300,
         "training of the supervised reference in the evaluation, and of fine-tuning; 0: neither",

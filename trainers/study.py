@@ -36,6 +36,8 @@ from amimv.pipelines.sources.npz import medmnist_names
 from amimv.trainers.conditions import read_second
 from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.data_settings import ALONE, SPLIT, SUBSET
+from amimv.trainers.evaluation.results import EVALUATION
+from amimv.trainers.label_draws import check_draws
 from amimv.trainers.layers import SECOND_OF_OLD, modernised, second_words, settings_from
 from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import (
@@ -235,7 +237,10 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
         # As they are, so that a command makes the same run again when an alias has moved.
         given = given | {"method": settings.method, "recipe": settings.recipe}
     try:
-        images = _images(replace(split, rho=settings.rho, profile=settings.profile, total=settings.total))
+        subset = replace(split, rho=settings.rho, profile=settings.profile, total=settings.total)
+        images = _images(subset)
+        if settings.label_seeds:
+            check_draws(settings, train.known_labels(EVALUATION)[subset_indices(subset, train)], train.name)
     except InputError as error:
         raise InputError(f"{where}: {settings.data}, rho {settings.rho:g}: {error}") from error
     return Cell(grid, kind, _run_name(kind, settings, images), train.name, given, settings)

@@ -58,6 +58,14 @@ def test_a_grid_is_the_product_of_its_axes_with_one_baseline_per_subset_and_seed
     assert all(c.settings.baselines == ("only" if c.kind == "baselines" else "no") for c in cells)
 
 
+def test_label_seeds_are_repeated_within_a_cell_and_leave_other_names_alone(tmp_path: Path) -> None:
+    several = cells_of(SMALL + "    label_seeds: [0, 1, 2]\n", tmp_path)
+    assert {c.settings.label_seeds for c in several} == {(0, 1, 2)}
+    assert len(several) == len(cells_of(SMALL, tmp_path))
+    assert {c.run for c in several}.isdisjoint(c.run for c in cells_of(SMALL, tmp_path))
+    assert "--label-seeds 0 1 2" in several[0].command()
+
+
 def test_seed_by_seed_and_baselines_first(tmp_path: Path) -> None:
     order = [(c.settings.seed, c.kind) for c in cells_of(SMALL, tmp_path)]
     assert order == [(s, k) for s in (0, 1) for k, n in (("baselines", 4), ("cell", 8)) for _ in range(n)]
@@ -230,6 +238,10 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
         ("grids: {a: {data: missing.npz, steps: 2}}", "there is no file missing.npz"),
         ("grids: {a: {seed: []}}", "seed is an empty list"),
         ("grids: {a: {output: here}}", "output cannot be given"),
+        (
+            "grids: {a: {steps: 2, rho: 100, label_fractions: [0.9999, 1], label_seeds: [0, 1]}}",
+            "rho 100: label_seeds asks for 2 draws of 99.99 % of phantom's labels, but only 1 can differ",
+        ),
         ("grids: {a: {minutes: 5}}", "minutes cannot be given: cells would differ in length"),
         ("grids: {a: {rho: [1, 100], total: 2900, steps: 2}}", "rho 1: total 2900 .* use a total of at most"),
         ("grids: {a: {steps: many}}", "steps is 'many', expected int"),

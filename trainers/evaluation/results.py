@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ COLUMNS = [
     "probe",
     "k",
     "label_fraction",
+    "label_seed",
     "seed",
     "steps",
     "val_balanced_accuracy",
@@ -153,18 +155,24 @@ def write_results(rows: list[dict[str, Any]], path: Path | str) -> None:
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
-    """The rows for people, in percent."""
+    """The rows for people, in percent; of several draws of the labels means, of the first score ± std."""
     table = Table(title=title, title_justify="left")
     shown = sorted(SCORES, key="balanced_accuracy".__ne__)  # that first, the others as they are
     for name in ("features", "probe", "labels"):
         table.add_column(name, no_wrap=True)
     for name in shown:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=name == shown[0])
     names = {"random": "random initialisation", "majority": "majority class"}
+    draws: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        values = [f"{100 * row[name]:.1f}" if row[name] != "" else "-" for name in shown]
-        label = f"{100 * row['label_fraction']:g} % ({row['n_train']})"
-        probe = f"kNN, k = {row['k']}" if row["probe"] == "knn" else row["probe"]
+        draws.setdefault(tuple(row[name] for name in ("features", "probe", "label_fraction")), []).append(row)
+    for own in draws.values():
+        row, scores = own[0], [[one[name] for one in own if one[name] != ""] for name in shown]
+        values = [f"{100 * mean(found):.1f}" if found else "-" for found in scores]
+        values[0] += f" ± {100 * stdev(scores[0]):.1f}" if len(own) > 1 else ""
+        label = f"{100 * row['label_fraction']:g} % ({row['n_train']}{f', {len(own)} draws' * (len(own) > 1)})"
+        chosen = ", ".join(map(str, dict.fromkeys(one["k"] for one in own)))
+        probe = f"kNN, k = {chosen}" if row["probe"] == "knn" else row["probe"]
         style = "bold" if row["features"] == "pretrained" else ""
         table.add_row(names.get(row["features"], row["features"]), probe, label, *values, style=style)
     # Frozen models have long names, and numbers are not to be cut for them.

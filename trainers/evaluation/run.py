@@ -1,4 +1,4 @@
-"""Evaluation of a run: its frozen features beside their baselines, one row per features x probe x label fraction."""
+"""Evaluation of a run: its frozen features beside their baselines, one row per features x probe x draw of labels."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from amimv.files import replacing
 from amimv.models.backbones import BackboneSpec, load_backbone
 from amimv.models.frozen import load_frozen
-from amimv.pipelines import ImageStore, label_fraction
+from amimv.pipelines import ImageStore
 from amimv.trainers.conditions import one_image
 from amimv.trainers.data import Splits, backbone_spec, describe_data, describe_run
 from amimv.trainers.evaluation.features import extract_features
@@ -35,6 +35,7 @@ from amimv.trainers.evaluation.results import (
 )
 from amimv.trainers.evaluation.supervised import best_supervised
 from amimv.trainers.initial import baselines_start_from_it, build_start, check_start
+from amimv.trainers.label_draws import Draw, draw_labels
 from amimv.trainers.run_folder import revision
 from amimv.trainers.settings import PretrainSettings
 
@@ -47,18 +48,18 @@ def judge(
     spec: BackboneSpec,
     pretrained: nn.Module | None,
     own: BackboneSpec | None = None,
-) -> Iterator[tuple[float, ImageStore, Judged]]:
+) -> Iterator[tuple[Draw, Judged]]:
     """Every probe on every kind of features: choices on val, test once.
 
     Args:
-        settings: of the run; ``baselines``, ``finetune``, ``supervised_steps`` and ``label_fractions`` say what to do.
+        settings: of the run; those of the evaluation say what to do.
         splits: training subset, val and test on one device.
         spec: of the backbone.
         pretrained: the backbone to be judged; None leaves its rows out.
         own: what the baselines are built and images rendered for them by; None: ``spec``.
 
     Yields:
-        Label fraction, the labelled images, what came out.
+        The labelled images, what came out.
     """
     s, own, held_out = settings, spec if own is None else own, (splits.val, splits.test)
     start = build_start(s, own).to(splits.train.device)
@@ -66,17 +67,15 @@ def judge(
         name: [_features(network, store, like) for store in (splits.train, *held_out)]
         for name, network, like in _networks(s, (start, own), (pretrained, spec))
     }
-    for fraction in s.label_fractions:
-        chosen = label_fraction(splits.train.known_labels(EVALUATION), fraction, s.data_seed)
-        labelled = splits.train if fraction == 1 else splits.train.subset(chosen)
-        stores = (labelled, *held_out)
+    for draw, chosen in draw_labels(s, splits.train):
+        stores = (draw.labelled, *held_out)
         for name, (train, val, test) in frozen.items():
             for judged in judge_features(name, (train[chosen], val, test), *stores):
-                yield fraction, labelled, judged
+                yield draw, judged
         if s.baselines != "no":
-            yield fraction, labelled, majority(*stores)
+            yield draw, majority(*stores)
         for judged in _trained(s, stores, (start, own), (pretrained, spec)):
-            yield fraction, labelled, judged
+            yield draw, judged
 
 
 def _networks(
@@ -162,10 +161,11 @@ def evaluate_features(
         "class_names": np.array(splits.test.class_names),
     }
     found = judge(settings, splits, spec, pretrained, own)
-    judged = sorted(found, key=lambda j: (j[0], ORDER.index(kind_of(j[2].features))))
-    for i, (fraction, labelled, one) in enumerate(judged):
-        result = result_row(one, labelled, splits.val, splits.test, fraction, thirds_by)
-        rows.append(_columns(settings, splits.train, one.features, revision, run) | result)
+    judged = sorted(found, key=lambda j: (j[0].fraction, ORDER.index(kind_of(j[1].features))))
+    for i, (draw, one) in enumerate(judged):
+        result = result_row(one, draw.labelled, splits.val, splits.test, draw.fraction, thirds_by)
+        own_columns = _columns(settings, splits.train, one.features, revision, run)
+        rows.append(own_columns | result | {"label_seed": "" if draw.seed is None else draw.seed})
         predicted = one.test > 0.5 if splits.test.multi_label else one.test.argmax(dim=1)
         arrays[f"row_{i:03d}"] = predicted.to(torch.int16).cpu().numpy()
     if pretrained is not None:

@@ -43,7 +43,7 @@ from amimv.trainers.settings import PretrainSettings
 
 EXPECTED_COLUMNS = (
     "run,data,profile,rho,realised_ratio,total,n_train,method,recipe,sampler,partner,features,probe,k,label_fraction,"
-    "seed,steps,val_balanced_accuracy,accuracy,balanced_accuracy,macro_f1,auc,head,medium,tail,revision"
+    "label_seed,seed,steps,val_balanced_accuracy,accuracy,balanced_accuracy,macro_f1,auc,head,medium,tail,revision"
 )
 TRAIN_COUNTS = (20, 14, 10, 8, 6, 5, 4)
 
@@ -316,7 +316,7 @@ def easy_splits() -> Splits:
 
 def found_by(settings: PretrainSettings, splits: Splits, pretrained: nn.Module | None, probe: str) -> Judged:
     spec = backbone_spec(settings, splits.train)
-    (one,) = [j for _, _, j in judge(settings, splits, spec, pretrained) if j.probe == probe]
+    (one,) = [j for _, j in judge(settings, splits, spec, pretrained) if j.probe == probe]
     return one
 
 
@@ -498,10 +498,10 @@ def test_the_score_on_val_is_that_of_the_scores_on_val(tiny: Splits) -> None:
     spec = backbone_spec(settings, splits.train)
     rows, _ = evaluate_features(settings, splits, spec, pretrained_backbone(spec), "abc", "r")
     expected = {}
-    for fraction, _, one in judge(settings, splits, spec, pretrained_backbone(spec)):
+    for draw, one in judge(settings, splits, spec, pretrained_backbone(spec)):
         assert one.val.shape == (28, 7)
         score = balanced_accuracy_score(splits.val.labels.numpy(), one.val.numpy().argmax(1))
-        expected[fraction, one.features, one.probe] = score
+        expected[draw.fraction, one.features, one.probe] = score
     assert len(rows) == len(expected) == 22
     for row in rows:
         score = expected[row["label_fraction"], row["features"], row["probe"]]
@@ -623,7 +623,7 @@ def test_the_score_on_val_of_multi_hot_labels() -> None:
     spec = backbone_spec(settings, splits.train)
     rows, _ = evaluate_features(settings, splits, spec, pretrained_backbone(spec), "abc", "r")
     truth, expected = splits.val.labels.numpy(), {}
-    for _, _, one in judge(settings, splits, spec, pretrained_backbone(spec)):
+    for _, one in judge(settings, splits, spec, pretrained_backbone(spec)):
         assert -1e-6 < float(one.val.min()) <= float(one.val.max()) < 1 + 1e-6
         predicted = one.val.numpy() > 0.5
         score = np.mean([balanced_accuracy_score(truth[:, c], predicted[:, c]) for c in range(2)])
