@@ -169,6 +169,7 @@ class EvaluationSettings:
         (),
         "seeds of several draws of each share of the labels below 1, over all of which the probes and the training on "
         "labels are repeated; none given: one draw, by data_seed",
+        *SEED,
         check=conditions.check_label_seeds,
         touches=EVALUATION,
         roles=(ALONE,),
