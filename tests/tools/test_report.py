@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score
 
 from amimv import InputError
 from amimv.tools.report import ReportSettings, _escape, build_part, report, split_parts
@@ -160,11 +162,17 @@ def test_one_probe_or_one_method_may_be_asked_for(study: Study) -> None:
 
 
 def by_image(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> list[float]:
-    """Difference in balanced accuracy and its interval, in points: images of each class drawn one by one."""
+    """Difference in balanced accuracy and its interval in points: images of each class drawn one by one; and seeds."""
     random, gain = np.random.default_rng(77), 100 * ((a == labels).mean(axis=0) - (b == labels).mean(axis=0))
     classes = [gain[labels == c] for c in np.unique(labels)]
-    drawn = np.mean([random.choice(one, (4000, len(one))).mean(axis=1) for one in classes], axis=0)
-    return [float(np.mean([one.mean() for one in classes])), *np.percentile(drawn, [2.5, 97.5])]
+    drawn = np.mean([random.choice(one, (8000, len(one))).mean(axis=1) for one in classes], axis=0)
+    difference, variances = np.mean([one.mean() for one in classes]), [drawn.var()]
+    for scores in ([100 * balanced_accuracy_score(labels, one) for one in method] for method in (a, b)):
+        drawn += random.choice(scores, (8000, len(scores) - 1)).mean(axis=1) - np.mean(scores)
+        variances.append(np.var(scores, ddof=1) / len(scores))
+    freedom = sum(variances) ** 2 / sum(one**2 / 2 for one in variances[1:])  # of three seeds two
+    expansion = stats.t.ppf(0.975, freedom) / 1.96
+    return [float(difference), *(difference + expansion * (np.percentile(drawn, [2.5, 97.5]) - difference))]
 
 
 def predictions_of(archive: zipfile.ZipFile, row: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -212,8 +220,62 @@ def test_published_verdicts_are_those_of_another_computation() -> None:
                 assert float(said[1]) == pytest.approx(difference, abs=0.051)
     few = next(split_parts(study.rows))
     other = build_part(few, study, ReportSettings((), baseline="vicreg")).verdict
-    assert "training from scratch by 10.4 points [6.4, 14.5] and raw pixels by 9.0 points [5.1, 13.3]" in other
-    assert "above training from scratch (+10.4 [+6.4, +14.5]" in re.sub(r"\s+", " ", text)
+    assert "training from scratch by 10.4 points [6.2, 14.6] and raw pixels by 9.0 points [5.0, 13.0]" in other
+    assert "pre-training is worth ten points over training from scratch (VICReg +10.4 [+6.2, +14.6])" in re.sub(
+        r"\s+", " ", (PUBLISHED.parents[1] / "README.md").read_text()
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two methods with two seeds, three draws of half of the labels, and all labels; the reference without draw 7."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for seed in (0, 1):
+        for name, method, gain in (("amimv", {}, 3), ("simclr", SIMCLR, 0)):
+            results: list[dict[str, Any]] = [
+                method
+                | {"seed": seed, "label_fraction": 0.5, "label_seed": draw, "right": (40 + gain + seed + i, 20, 5)}
+                for i, draw in enumerate((5, 6, 8) if name == "amimv" else (5, 6, 7, 8))
+            ]
+            write_run(folder / f"{name}-{seed}", [*results, method | {"seed": seed, "label_seed": ""}], seed=seed)
+    return read_study([folder])
+
+
+def test_draws_of_the_labels_are_a_source_of_their_own(drawn: Study) -> None:
+    half = drawn.rows[drawn.rows["label_fraction"] == 0.5]
+    part = build_part(half, drawn, ReportSettings((), baseline="amimv"))
+    texts = part.table.texts
+    assert texts.loc["mimv on amimv-views", ["seeds", "draws"]].tolist() == ["2", "3"]
+    scores = np.array([[((43 + seed + i) / 60 + 20 / 30 + 5 / 10) / 3 for i in range(3)] for seed in (0, 1)])
+    mean_, over_seeds, over_draws = (
+        100 * one for one in (scores.mean(), stdev(scores.mean(axis=1)), stdev(scores.mean(axis=0)))
+    )
+    assert texts.loc["mimv on amimv-views", "kNN"] == f"{mean_:.1f} ± {over_seeds:.1f} ± {over_draws:.1f}"
+    # Of the draws that both have, the first, second and last: 3, 3 and 2 images of 60 more in one of three classes.
+    lead = [100 / 3 * (3 + 3 + 2) / 3 / 60, 100 * stats.sem([3 / 180, 3 / 180, 2 / 180])]
+    assert texts.loc["simclr on two-view", "lead"].startswith(f"{lead[0]:+.1f} [")
+    (column,) = [column for column in texts if column.startswith("lead: ±")]
+    assert column == "lead: ± images, draws, seeds"
+    seeds = 100 * np.hypot(1, 1) * stats.sem([0, 1 / 180])
+    assert texts.loc["simclr on two-view", column].split(", ")[1:] == [f"{lead[1]:.1f}", f"{seeds:.1f}"]
+    assert ", 3 draws of the labels) " in part.verdict
+    whole = build_part(drawn.rows[drawn.rows["label_fraction"] == 1], drawn, ReportSettings((), baseline="amimv"))
+    assert "draws" not in whole.table.texts.columns
+    assert "draws of the labels" not in whole.verdict
+    numbers = long_form(drawn.rows).set_index(["row", "label_fraction"])
+    assert numbers.loc[("mimv on amimv-views", 0.5), "n_draws"] == 3
+    assert numbers.loc[("mimv on amimv-views", 0.5), "balanced_accuracy_std_draws"] == pytest.approx(
+        over_draws / 100, abs=1e-6
+    )
+
+
+def test_results_of_an_earlier_version_are_of_the_draw_by_the_data_seed(tmp_path: Path) -> None:
+    result = {"label_fraction": 0.5, "label_seed": ""}
+    write_run(tmp_path / "old", [result, {}], data_seed=4)
+    write_run(tmp_path / "new", [result | {"label_seed": 4}, result | {"label_seed": 5}], data_seed=4)
+    study = read_study([tmp_path])
+    assert sorted(study.rows["label_seed"]) == ["", "4", "5"]
+    assert study.repeats == 1
 
 
 def test_rows_columns_means_and_bold(study: Study) -> None:

@@ -75,7 +75,9 @@ def draw_robustness(rows: pd.DataFrame, title: str) -> Picture:
     styles = line_styles(rows)
     for axis, (metric, label) in zip(axes[0], panels.items(), strict=True):
         for i, (name, style) in enumerate(styles.items()):
-            found = rows[rows["name"] == name].groupby("rho")[metric].agg(["mean", "std"])
+            found = (
+                rows[rows["name"] == name].groupby(["rho", "seed"])[metric].mean().groupby("rho").agg(["mean", "std"])
+            )
             # Set a little apart, so that bars do not cover each other.
             x = found.index.to_numpy(float) * (1 + 0.012 * (i - len(styles) / 2))
             bars = 100 * found["std"].fillna(0)

@@ -141,7 +141,7 @@ def read_study(paths: Iterable[Path], pool_grids: bool = False) -> Study:
         rows = rows.assign(grid="").drop_duplicates([*SUBSET, "anchor", "line"], ignore_index=True)
     rows["data"] = _data_labels(rows, study.runs)
     rows["name"] = _row_names(rows, study.runs)
-    repeated = rows.duplicated([*SUBSET, "label_fraction", "name", "probe", "seed"])
+    repeated = rows.duplicated([*SUBSET, "label_fraction", "label_seed", "name", "probe", "seed"])
     # Baselines that every run brings along are no repeat, nor is one result in several grids two.
     study.repeats = len(rows[repeated & ~rows["baseline"]].drop_duplicates(["anchor", "line"]))
     study.rows = rows[~repeated].reset_index(drop=True)
@@ -241,6 +241,8 @@ def _read_run(study: Study, folder: Folder, plan: pd.DataFrame) -> pd.DataFrame:
     command = plan["command"].iloc[0] if len(plan) else command_of(environment)
     revision = environment.get("revision", "")
     study.runs[anchor] = Run(folder, anchor, len(results), config, text, command, told, versions, revision)
+    drawn = (results["label_fraction"] < 1) & (results["label_seed"] == "")  # by an earlier version
+    results["label_seed"] = results["label_seed"].mask(drawn, str(config.get("data_seed", 0)))
     results = results.assign(anchor=anchor, line=range(len(results)), grid="")
     points = plan[POINT].drop_duplicates().sort_values(POINT)
     return results.drop(columns=list(points)).merge(points, how="cross") if len(points) else results

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from amimv.tools.report_page.runs import BASELINES, SUBSET, Predictions, Run, Study, read_predictions
-from amimv.trainers.comparisons import Interval
+from amimv.trainers.comparisons import SOURCES, Interval
 from amimv.trainers.evaluation import class_thirds
 from amimv.trainers.evaluation.metrics import SCORES
 from amimv.trainers.evaluation.results import FROZEN, SUPERVISED_INITIAL
@@ -16,7 +16,9 @@ from amimv.trainers.evaluation.results import FROZEN, SUPERVISED_INITIAL
 #: Columns of probes, with the probes in them. The majority class has none and stands in all.
 PROBES = {"kNN": ("knn", ""), "linear": ("linear", ""), "fine-tuned": ("fine-tuned", "classifier", "")}
 #: Columns that have no best value.
-UNRANKED = ("judged by", "lead", "seeds")
+UNRANKED = ("judged by", "lead", "seeds", "draws")
+#: What a row's results come from, several times each.
+LEVELS = ("seed", "label_seed")
 DASH = "-"
 
 
@@ -42,7 +44,8 @@ class Table:
 
     def best(self) -> pd.DataFrame:
         """Whether a value is its column's largest, of two or more that are of no baseline."""
-        methods = self.values.loc[~self.values.index.map(is_baseline)].drop(columns=list(UNRANKED), errors="ignore")
+        unranked = [column for column in self.values if column.startswith(UNRANKED)]
+        methods = self.values.loc[~self.values.index.map(is_baseline)].drop(columns=unranked)
         best = (methods == methods.max()) & (methods.count() > 1)
         return best.reindex(index=self.values.index, columns=self.values.columns, fill_value=False)
 
@@ -88,13 +91,15 @@ def judged(rows: pd.DataFrame, column: str = "") -> pd.DataFrame:
 
 
 def spread(values: pd.DataFrame, rows: pd.DataFrame, sign: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(texts, means) of each column by the rows' names, in percent: mean ± standard deviation over seeds, which one
-    alone has not.
+    """(texts, means) of each column by the rows' names, in percent: mean ± standard deviation over seeds ± that over
+    draws of the labels; one alone has none.
     """
-    groups = values.groupby(rows["name"])
-    mean, std = (100 * one.reindex(ordered(rows)) for one in (groups.mean(), groups.std()))
+    by_seed, by_draw = (values.groupby([rows["name"], rows[level]]).mean().groupby("name") for level in LEVELS)
+    every = (by_seed.mean(), by_seed.std(), by_draw.std())
+    mean, std, std_draws = (100 * one.reindex(ordered(rows)) for one in every)
     numbers = mean.map(lambda value: DASH if math.isnan(value) else f"{value:{sign}.1f}")
-    return numbers + std.map(lambda value: "" if math.isnan(value) else f" ± {value:.1f}"), mean
+    spreads = [one.map(lambda value: "" if math.isnan(value) else f" ± {value:.1f}") for one in (std, std_draws)]
+    return numbers + spreads[0] + spreads[1], mean
 
 
 def main_table(
@@ -123,14 +128,28 @@ def main_table(
         ahead = pd.Series({name: 100 * one.difference for name, one in leads.items()})
         beside["lead"] = (pd.Series({name: _interval(one) for name, one in leads.items()}), ahead)
         notes.insert(0, f"lead: how far {reference} is ahead, points of balanced accuracy [95 % interval].")
-    beside["seeds"] = (names["seed"].nunique().astype(str), names["seed"].nunique())
+    for column, level in zip(("seeds", "draws"), LEVELS, strict=True):
+        if column == "seeds" or rows[level].nunique() > 1:
+            beside[column] = (names[level].nunique().astype(str), names[level].nunique())
     shown = [c for c in values if others[c].notna().any()]
     place = sum(c in PROBES for c in shown)
     texts = texts.assign(**{c: text for c, (text, _) in beside.items()}).replace("", DASH).fillna(DASH)
     values = values.assign(**{c: value for c, (_, value) in beside.items()}).astype(float)
+    if leads:
+        part, told, errors = _lead_parts(leads)
+        texts, values, shown = texts.assign(**{part: told}), values.assign(**{part: errors}), [*shown, part]
+        texts[part] = texts[part].fillna(DASH)
     order = [*shown[:place], *beside, *shown[place:]]
     behind = {str(name): sorted(set(zip(one["seed"].astype(int), one["anchor"], strict=True))) for name, one in names}
     return Table(describe(rows), texts[order], values[order], tuple(notes), place + len(beside), behind)
+
+
+def _lead_parts(leads: Mapping[str, Interval]) -> tuple[str, pd.Series, pd.Series]:
+    """Standard errors of the leads by what they come from, in points: a column's name, texts and values."""
+    errors = 100 * pd.DataFrame({name: one.errors for name, one in leads.items()}).reindex(SOURCES).T.astype(float)
+    errors = errors[[source for source in SOURCES if errors[source].notna().any()]]
+    texts = errors.map(lambda value: DASH if math.isnan(value) else f"{value:.1f}").agg(", ".join, axis=1)
+    return f"lead: ± {', '.join(errors)}", texts, (errors**2).sum(axis=1) ** 0.5
 
 
 def _interval(one: Interval) -> str:
@@ -221,7 +240,7 @@ def drop_table(rows: pd.DataFrame) -> Table:
     `with_fixed_tail` has seen, of one probe a row.
     """
     low, high = rows["rho"].min(), rows["rho"].max()
-    ends = {f"rho {rho:g}": rows[rows["rho"] == rho].set_index(["name", "seed"]) for rho in (low, high)}
+    ends = {f"rho {rho:g}": rows[rows["rho"] == rho].set_index(["name", *LEVELS]) for rho in (low, high)}
     first, last = ends.values()
     columns: dict[str, pd.Series] = {}
     for metric, label in (("balanced_accuracy", "balanced accuracy"), ("fixed_tail", "tail")):
@@ -237,7 +256,7 @@ def drop_table(rows: pd.DataFrame) -> Table:
 def gain_table(own: pd.DataFrame) -> Table | None:
     """What each sampler gains over uniform ones of the same method, recipe and settings; None without another."""
     metrics = {"balanced_accuracy": "balanced accuracy", "head": "head", "medium": "medium", "tail": "tail"}
-    rows = own[~own["baseline"]].set_index("seed")
+    rows = own[~own["baseline"]].set_index(list(LEVELS))
     gains = []
     for name, one in rows.groupby("name"):
         samplers = {one["sampler"].iloc[0], f"partner {one['partner'].iloc[0]}"}
@@ -247,20 +266,26 @@ def gain_table(own: pd.DataFrame) -> Table | None:
             gains.append((one[list(metrics)] - base[list(metrics)]).dropna(how="all").assign(name=name))
     if not gains:
         return None
-    found = pd.concat(gains, ignore_index=True).rename(columns=metrics)
+    found = pd.concat(gains).reset_index().rename(columns=metrics)
     texts, values = spread(found[list(metrics.values())], found, "+")
     return Table(f"Gain over uniform sampling, points: {describe(own)}", texts, values)
 
 
 def long_form(rows: pd.DataFrame) -> pd.DataFrame:
     """A line per data set, subset, label fraction, row and probe: mean and standard deviation of each score over the
-    seeds (fractions in [0, 1], six digits as in the results), the number of seeds and the runs.
+    seeds (fractions in [0, 1], six digits as in the results), the number of seeds and the runs; where the labels were
+    drawn several times the standard deviation over the draws, and their number, too.
     """
-    grouped = rows.groupby([*SUBSET, "label_fraction", "name", "probe"], sort=False)
+    keys = [*SUBSET, "label_fraction", "name", "probe"]
+    grouped, several = rows.groupby(keys, sort=False), rows.groupby(keys)["label_seed"].nunique().max() > 1
     columns: dict[str, pd.Series] = {}
     for metric in (*sorted(SCORES, key="balanced_accuracy".__ne__), "val_balanced_accuracy"):
-        columns[f"{metric}_mean"], columns[f"{metric}_std"] = grouped[metric].mean(), grouped[metric].std()
+        by_seed, by_draw = (rows.groupby([*keys, level])[metric].mean().groupby(keys) for level in LEVELS)
+        columns[f"{metric}_mean"], columns[f"{metric}_std"] = by_seed.mean(), by_seed.std()
+        columns |= {f"{metric}_std_draws": by_draw.std()} if several else {}
+    columns = {name: column.reindex(grouped["seed"].first().index) for name, column in columns.items()}
     columns["n_seeds"] = grouped["seed"].nunique()
+    columns |= {"n_draws": grouped["label_seed"].nunique()} if several else {}
     columns["n_train"], columns["realised_ratio"] = grouped["n_train"].mean(), grouped["realised_ratio"].mean()
     columns["runs"] = grouped["run"].agg(lambda runs: " ".join(sorted(set(runs))))
     made = pd.DataFrame(columns).reset_index().rename(columns={"name": "row"})

@@ -43,16 +43,28 @@ def choose(own: pd.DataFrame, wanted: str = "") -> str:
 
 
 def compute_leads(own: pd.DataFrame, reference: str, study: Study) -> dict[str, Interval]:
-    """How far the reference is ahead of each other row on the same test images; without rows whose predictions are
-    missing, multi-label, or of other images.
+    """How far the reference is ahead of each other row on the same test images and draws of the labels; without rows
+    whose predictions are missing, multi-label, or of others.
     """
-    base = predicted(own[own["name"] == reference], study)
-    leads = {}
+    base, leads = own[own["name"] == reference], {}
     for name in ordered(own):
-        one = predicted(own[own["name"] == name], study)
-        if name != reference and base and one and np.array_equal(base[0].labels, one[0].labels):
-            leads[name] = paired_bootstrap(base[0].labels, base[1], one[1])
+        other = own[own["name"] == name]
+        one, two = predicted(base, study), predicted(other, study)
+        if name == reference or not one or not two or not np.array_equal(one[0].labels, two[0].labels):
+            continue
+        places = _places(base), _places(other)
+        both = [draw for draw in places[0] if draw in places[1]]
+        a, b = (
+            found[place[both].dropna().to_numpy(int)] for (_, found), place in zip((one, two), places, strict=True)
+        )
+        if a.size and b.size:
+            leads[name] = paired_bootstrap(one[0].labels, a, b)
     return leads
+
+
+def _places(rows: pd.DataFrame) -> pd.DataFrame:
+    """Where among these results is that of which seed (row) and draw of the labels (column)."""
+    return rows.assign(place=range(len(rows))).pivot(index="seed", columns="label_seed", values="place")
 
 
 def verdict(own: pd.DataFrame, leads: Mapping[str, Interval], reference: str) -> str:
@@ -70,8 +82,9 @@ def verdict(own: pd.DataFrame, leads: Mapping[str, Interval], reference: str) ->
         return f"{begin}there is no verdict: {why}."
     result = own[own["name"] == reference]
     judge, score = str(result["probe"].iloc[0]), spread(result[["balanced_accuracy"]], result)[0].iloc[0, 0]
-    seeds = result["seed"].nunique()
-    subject = f"{in_words(reference)} ({JUDGES.get(judge, judge)}, {score} %{', one seed' * (seeds == 1)})"
+    seeds, draws = result["seed"].nunique(), result["label_seed"].nunique()
+    few = ", one seed" * (seeds == 1) + f", {draws} draws of the labels" * (draws > 1)
+    subject = f"{in_words(reference)} ({JUDGES.get(judge, judge)}, {score} %{few})"
     known = [name for name in ordered(own) if is_baseline(name)]
     baselines = [name for start in (*SCRATCH, f"{FROZEN} ") for name in known if name.startswith(start)]
     methods = sorted(contenders(own)["name"].unique())
