@@ -43,7 +43,7 @@ from amimv.threads import decide, idle_cores, usable_cores, users_own
 from amimv.trainers.build import build_training
 from amimv.trainers.label_draws import draw_seeds
 from amimv.trainers.launch import asked, make_accelerator
-from amimv.trainers.length import endless_batches, time_steps
+from amimv.trainers.length import endless_batches, time_steps, with_views_as_steps
 from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import Cell, digest_of, image_shape, read_study, write_plan
 
@@ -224,7 +224,7 @@ def estimate(cells: list[Cell]) -> list[float | str]:
     rates: dict[Any, Measured | str] = {}
     costs: list[float | str] = []
     for cell in cells:
-        s = cell.settings
+        s, _ = with_views_as_steps(cell.settings, {})
         kind: tuple[Any, ...] = (
             *(s.method, s.recipe, s.partners, s.backbone, s.view_size, s.batch_size, s.mixed_precision),
             image_shape(s),
@@ -268,7 +268,8 @@ def print_plan(cells: list[Cell], costs: list[float | str], output: Path) -> Non
     left = 0.0
     for cell, cost in zip(cells, costs, strict=True):
         done = is_done(output / cell.run)
-        steps = str(cell.settings.steps or f"{cell.settings.epochs} epochs")
+        s, _ = with_views_as_steps(cell.settings, {})
+        steps = str(s.steps or f"{s.epochs} epochs")
         state = "done" if done else "fails" if isinstance(cost, str) else f"{cost:,.0f} s"
         table.add_row(cell.run, str(cell.settings.total or "all"), "" if cell.kind == "baselines" else steps, state)
         left += 0.0 if done or isinstance(cost, str) else cost

@@ -22,8 +22,8 @@ def check(settings: PretrainSettings) -> None:
         raise InputError(f"profile natural has no ratio, but rho is {s.rho:g}: leave one of them out")
     if s.size is not None and not s.data.startswith(FILES):  # which are scaled to any size
         check_choice("size", str(s.size), ("28", "64", "128", "224"))
-    if s.epochs is None and s.steps is None and s.minutes is None:
-        raise InputError("no length of training: give --epochs, --steps or --minutes")
+    if s.epochs is None and s.steps is None and s.views is None and s.minutes is None:
+        raise InputError("no length of training: give --epochs, --steps, --views or --minutes")
     if optimizers()[s.optimizer].second_order:
         raise InputError(f"optimizer {s.optimizer} needs second derivatives, which training lacks: give another")
     if optimizers()[s.optimizer].lars and s.weight_decay == 0:

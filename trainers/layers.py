@@ -30,7 +30,7 @@ logger = logging.getLogger("amimv")
 
 CONFIGS = Path(__file__).parent / "configs"
 #: The settings that say how long a training is, of which one is set.
-LENGTHS = ("epochs", "steps", "minutes")
+LENGTHS = ("epochs", "steps", "views", "minutes")
 #: The preset that stands for the one of the data's kind of images, and the kind where nothing is known.
 AUTO, PHOTOGRAPH = "auto", "photograph"
 #: Settings of version 0.1.0 that are an override of ``second`` now, and the operation's setting that each overrides.

@@ -1,4 +1,4 @@
-"""The length of a run that is given in minutes: its rate is measured first, which makes it a number of steps."""
+"""The length of a run that is given in views or in minutes: a number of steps, for minutes by its measured rate."""
 
 import copy
 import logging
@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import torch
 
+from amimv import InputError
 from amimv.pipelines import PairBatch
-from amimv.trainers.build import Training, set_length
+from amimv.trainers.build import Training, make_recipe, set_length
 from amimv.trainers.checkpoints import load_state, state_of
 from amimv.trainers.launch import agree
 from amimv.trainers.layers import from_yaml
@@ -25,6 +26,27 @@ SECONDS, FEWEST, MOST = 5.0, 10, 500
 FAR = 10**6
 
 logger = logging.getLogger("amimv")
+
+
+def with_views_as_steps(
+    settings: PretrainSettings, sources: dict[str, str]
+) -> tuple[PretrainSettings, dict[str, str]]:
+    """Settings and where they come from, the length in views, if it is given so, as the steps that render no more.
+
+    Raises:
+        InputError: one step renders more.
+    """
+    s = settings
+    if s.views is None:
+        return settings, sources
+    of_step = s.batch_size * len(make_recipe(s).views)
+    if s.views < of_step:
+        raise InputError(
+            f"views is {s.views:,}, but one step renders {of_step:,} ({of_step // s.batch_size} of each of "
+            f"{s.batch_size} pairs): give as many at least, or a smaller --batch-size"
+        )
+    told = {"views": "default", "steps": f"views {s.views} at {of_step} a step"}
+    return replace(s, views=None, steps=s.views // of_step), sources | told
 
 
 def of_earlier_start(settings: PretrainSettings) -> PretrainSettings:

@@ -50,11 +50,12 @@ logger = logging.getLogger("amimv")
 def pretrain(settings: PretrainSettings, sources: dict[str, str]) -> None:
     """One whole run, from the store to the table, in a folder that no other process writes to."""
     from amimv.trainers.launch import make_accelerator, on_main
-    from amimv.trainers.length import of_earlier_start
+    from amimv.trainers.length import of_earlier_start, with_views_as_steps
     from amimv.trainers.run_folder import run_path
     from amimv.trainers.start import claim_run
 
-    folder, settings = run_path(settings), of_earlier_start(settings)
+    settings, sources = with_views_as_steps(of_earlier_start(settings), sources)
+    folder = run_path(settings)
     accelerator = make_accelerator(settings, folder)
     with ExitStack() as held:
         again = on_main(accelerator, lambda: claim_run(settings, held))

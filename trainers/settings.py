@@ -106,8 +106,15 @@ class TrainingSettings:
         roles=(ALONE,),
         idle=conditions.NO_START,
     )
-    epochs: int | None = setting(None, "length of the training; or give steps, or minutes", 1)
-    steps: int | None = setting(None, "length of the training in optimiser steps; or give epochs, or minutes", 1)
+    epochs: int | None = setting(None, "length of the training; or give steps, views or minutes", 1)
+    steps: int | None = setting(None, "length of the training in optimiser steps; or give epochs, views or minutes", 1)
+    views: int | None = setting(
+        None,
+        "length of the training in rendered views, each view of a pair one, for recipes at equal cost: makes it a "
+        "number of steps, fewer for pairs of more views, which the run's config.yaml has",
+        1,
+        2**63 - 1,
+    )
     minutes: float | None = setting(
         None,
         "length of the training in minutes (loading and evaluation come on top): its rate is measured first, and "

@@ -39,6 +39,7 @@ from amimv.trainers.data_settings import ALONE, SPLIT, SUBSET
 from amimv.trainers.evaluation.results import EVALUATION
 from amimv.trainers.label_draws import check_draws
 from amimv.trainers.layers import SECOND_OF_OLD, modernised, second_words, settings_from
+from amimv.trainers.length import with_views_as_steps
 from amimv.trainers.run_folder import default_name
 from amimv.trainers.settings import (
     METHODS,
@@ -239,6 +240,7 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     try:
         subset = replace(split, rho=settings.rho, profile=settings.profile, total=settings.total)
         images = _images(subset)
+        with_views_as_steps(settings, {})
         if settings.label_seeds:
             check_draws(settings, train.known_labels(EVALUATION)[subset_indices(subset, train)], train.name)
     except InputError as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from amimv import InputError
 from amimv.trainers import length
 from amimv.trainers.evaluate import EvaluateSettings, evaluate
+from amimv.trainers.layers import resolve
 
 PATIENTS, CLASSES = 30, ("nv", "mel", "bkl")
 SHORT = [
@@ -119,6 +120,20 @@ def test_a_split_of_ones_own_that_leaks_is_told(
         n = sum(row[3] == split and row[2] in patients["train"] for row in rows)
         assert n == 10
         assert f"own, {split}: {n} of {n} images share a group (patient, lesion, slide) with training" in caplog.text
+
+
+def test_views_become_steps_that_the_run_repeats_from(table: Path, pretrain_here: Command) -> None:
+    flags = ["--data", "csv:scans.csv", "--split", "0.6", "0.2", "0.2", "--skip-damaged", "--no-evaluate", *SHORT]
+    settings, _ = resolve([*flags, "--views", "1"])
+    of_step = settings.batch_size * 5
+    views = ["--recipe", "amimv-views", "--views", str(4 * of_step - 1)]
+    assert pretrain_here(*flags, *views, "--name", "counted") == 0
+    (line,) = (line for line in Path("runs/counted/config.yaml").read_text().splitlines() if line.startswith("steps:"))
+    assert [part.strip() for part in line.split("#")] == ["steps: 3", f"views {4 * of_step - 1} at {of_step} a step"]
+    assert settings_of("counted")["views"] is None
+    assert Path("runs/counted/metrics.jsonl").read_bytes().count(b"\n") == 3
+    assert pretrain_here(*flags, *views, "--name", "counted", "--resume", "auto") == 0
+    assert pretrain_here(*flags, *views[:-1], str(of_step), "--name", "counted", "--resume", "auto") == 2
 
 
 @pytest.fixture

@@ -582,7 +582,7 @@ BAD_FLAGS = {
     "bad probability": (("--hflip", "1.5"), "hflip is 1.5, expected 0 to 1"),
     "impossible ratio": (("--rho", "0.5"), "0.5"),
     "fp16 without gpu": (("--mixed-precision", "fp16"), "GPU"),
-    "no length": (("--steps", "None"), "give --epochs, --steps or --minutes"),
+    "no length": (("--steps", "None"), "give --epochs, --steps, --views or --minutes"),
     "rate of 0": (("--supervised-lr", "0"), "supervised learning rates are (0.0,)"),
     "unknown baselines": (("--baselines", "maybe"), "unknown value of baselines 'maybe'"),
     "missing file of baselines": (("--baselines", "only", "--evaluate", "--data", "nowhere.npz"), "nowhere.npz"),

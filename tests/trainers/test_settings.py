@@ -159,7 +159,7 @@ def test_both_lengths_in_one_layer_are_an_error(tmp_path: Path) -> None:
 
 
 def test_no_length_is_an_error() -> None:
-    assert "--epochs, --steps or --minutes" in refused("--preset", "none", "--epochs", "None")
+    assert "--epochs, --steps, --views or --minutes" in refused("--preset", "none", "--epochs", "None")
 
 
 # Published defaults

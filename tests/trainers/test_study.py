@@ -14,6 +14,7 @@ from amimv import InputError
 from amimv.pipelines import largest_total, load_store, long_tail
 from amimv.trainers import study
 from amimv.trainers.layers import CONFIGS, RECIPE_ALIASES, resolve
+from amimv.trainers.length import with_views_as_steps
 from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import Cell, read_study, write_plan
 
@@ -56,6 +57,19 @@ def test_a_grid_is_the_product_of_its_axes_with_one_baseline_per_subset_and_seed
     bare = [(c.settings.data_seed, c.settings.rho, c.settings.seed) for c in cells if c.kind == "baselines"]
     assert sorted(bare) == sorted(itertools.product([0, 4], [1.0, 50.0], [0, 1]))
     assert all(c.settings.baselines == ("only" if c.kind == "baselines" else "no") for c in cells)
+
+
+def test_a_grid_at_equal_cost_gives_pairs_of_more_views_fewer_steps(tmp_path: Path) -> None:
+    text = "grids: {a: {method: mimv, recipe: [two-view, amimv-views], views: [20000, 51200], baselines: no}}"
+    cells = cells_of(text, tmp_path)
+    steps = {(c.settings.recipe, c.settings.views): with_views_as_steps(*resolve(c.flags()))[0].steps for c in cells}
+    assert steps == {
+        ("two-view", 20000): 20000 // (2 * 256),
+        ("amimv-views", 20000): 20000 // (5 * 256),
+        ("two-view", 51200): 100,
+        ("amimv-views", 51200): 40,
+    }
+    assert len({c.run for c in cells}) == 4
 
 
 def test_label_seeds_are_repeated_within_a_cell_and_leave_other_names_alone(tmp_path: Path) -> None:
@@ -242,6 +256,8 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
             "grids: {a: {steps: 2, rho: 100, label_fractions: [0.9999, 1], label_seeds: [0, 1]}}",
             "rho 100: label_seeds asks for 2 draws of 99.99 % of phantom's labels, but only 1 can differ",
         ),
+        ("grids: {a: {recipe: [two-view, amimv-views], views: 1200}}", "views is 1,200, but one step renders 1,280"),
+        ("settings: {steps: 5}\ngrids: {a: {views: 90000}}", "gives both steps and views"),
         ("grids: {a: {minutes: 5}}", "minutes cannot be given: cells would differ in length"),
         ("grids: {a: {rho: [1, 100], total: 2900, steps: 2}}", "rho 1: total 2900 .* use a total of at most"),
         ("grids: {a: {steps: many}}", "steps is 'many', expected int"),
