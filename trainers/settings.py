@@ -113,7 +113,7 @@ class TrainingSettings:
         "length of the training in rendered views, each view of a pair one, for recipes at equal cost: makes it a "
         "number of steps, fewer for pairs of more views, which the run's config.yaml has",
         1,
-        2**63 - 1,
+        10**12,
     )
     minutes: float | None = setting(
         None,
