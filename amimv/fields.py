@@ -110,14 +110,13 @@ def check_numbers(field: Field, value: Any) -> None:
 
 def describe_range(about: Mapping[str, Any]) -> str:
     """The range of a number, in words."""
-    low, high = about["low"], about["high"]
-    if high < math.inf and not about["above"]:
-        return f"{low:g} to {high:g}"
-    if low == -math.inf:
+    low, high = (str(end) if isinstance(end, int) else f"{end:g}" for end in (about["low"], about["high"]))
+    if about["high"] < math.inf and not about["above"]:
+        return f"{low} to {high}"
+    if about["low"] == -math.inf:
         return "a number"
-    return (f"more than {low:g}" if about["above"] else f"at least {low:g}") + f" and at most {high:g}" * (
-        high < math.inf
-    )
+    upper = f" and at most {high}" * (about["high"] < math.inf)
+    return (f"more than {low}" if about["above"] else f"at least {low}") + upper
 
 
 def _check_text(name: str, value: str) -> None:

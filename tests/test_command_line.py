@@ -57,7 +57,7 @@ def answer(script: str, *flags: str, as_file: bool, folder: Path) -> tuple[int, 
     return status or 0, seconds, loaded, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("as_file", [True, False], ids=["file", "script"])
+@pytest.mark.parametrize("as_file", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["file", "script"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_answer_needs_nothing_that_takes_seconds(script: str, as_file: bool, tmp_path: Path) -> None:
     bad, said = BAD[script]

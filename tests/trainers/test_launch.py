@@ -220,6 +220,7 @@ def test_an_error_of_rank_1_alone_is_named_once(tmp_path: Path) -> None:
     assert lines == ["rank 1: error: cannot decode x.png"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_rank_1_stops_both(tmp_path: Path) -> None:
     worker = str(Path(__file__).parent / "failing_rank_worker.py")
     status, lines = torchrun(tmp_path, worker, "nan", *TINY, "--steps", "9", "--log-every", "2", "--save-every", "1")

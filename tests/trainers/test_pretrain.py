@@ -202,13 +202,13 @@ def test_other_ways_to_run(tiny_npz: Path, run_here: HERE, flags: tuple[str, ...
 # Exact resume
 
 CLUSTERED = ("--sampler", "cluster-balanced", "--cluster-every", "1", "--clusters", "3", "--accumulation", "2")
-RESUMED = {
-    "mimv-clustered-accumulated": ("--method", "mimv", *CLUSTERED),
-    "simclr": ("--method", "simclr", "--partner", "class-balanced"),
-}
+RESUMED = [
+    pytest.param(("--method", "mimv", *CLUSTERED), id="mimv-clustered-accumulated"),
+    pytest.param(("--method", "simclr", "--partner", "class-balanced"), id="simclr", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("flags", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("flags", RESUMED)
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
     tiny_npz: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
@@ -245,7 +245,7 @@ def test_resume_passes_over_a_torn_checkpoint(tiny_npz: Path, tmp_path: Path, ru
     assert (folder / "metrics.jsonl").read_bytes() == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_with_75(tiny_npz: Path, tmp_path: Path, number: signal.Signals) -> None:
     flags = quick(tiny_npz, "--steps", "4000", "--knn-every", "0", "--save-every", "100000")
     process = subprocess.Popen(command(*flags), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -257,6 +257,7 @@ def test_a_signal_saves_and_exits_with_75(tiny_npz: Path, tmp_path: Path, number
     assert len(list((tmp_path / "runs" / "r" / "checkpoints").glob("*.pt"))) == 1
 
 
+@pytest.mark.slow
 def test_sigint_in_the_evaluation_has_the_same_status(tiny_npz: Path, tmp_path: Path) -> None:
     flags = [word for word in quick(tiny_npz, "--steps", "4") if word != "--no-evaluate"]
     slow = ("--supervised-steps", "100000", "--resume", "auto")
@@ -699,6 +700,7 @@ def test_two_processes_see_the_pairs_of_one_and_start_from_its_loss(tiny_npz: Pa
             assert error <= 1e-5 * scale, (method, name, error / scale)
 
 
+@pytest.mark.slow
 def test_two_processes_run_the_whole_command(tiny_npz: Path, tmp_path: Path) -> None:
     result = torchrun(tmp_path, str(SCRIPT), *quick(tiny_npz, "--sampler", "cluster-balanced", "--cluster-every", "1"))
     assert result.returncode == 0, result.stderr
@@ -775,6 +777,7 @@ def test_accelerate_launch_uses_the_cores(
     assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["threads"] == threads
 
 
+@pytest.mark.slow
 def test_started_otherwise_a_process_keeps_its_threads(tiny_npz: Path, tmp_path: Path) -> None:
     assert run(tmp_path, *quick(tiny_npz, "--steps", "1")).returncode == 0
     assert json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["threads"] == 1
