@@ -45,6 +45,11 @@ def refuse_contradictions(settings: PretrainSettings) -> None:
         (s.indices and drawn, f"indices are the training subset, which {drawn} would draw"),
         (one_image(s) and s.partners > 1, f"recipe {s.recipe} has no partner, but partners is {s.partners}"),
         ("y2" in letters(s) and s.partners > 1, f"recipe {s.recipe} names its own, but partners is {s.partners}"),
+        (
+            s.supervised_loss != "cross-entropy" and s.supervised_sampler != "uniform",
+            f"the supervised loss {s.supervised_loss} corrects for the classes' counts, and so does the supervised "
+            f"sampler {s.supervised_sampler}, which is to be uniform then",
+        ),
         (s.finetune and not s.supervised_steps, "finetune trains for supervised_steps, which is 0"),
         (s.finetune and s.baselines == "only", "baselines only trains nothing that finetune could start from"),
     )

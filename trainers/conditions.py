@@ -44,6 +44,21 @@ def check_rates(value: tuple[float, ...]) -> None:
         raise InputError(f"supervised learning rates are {shown(value)}, expected one or more above 0")
 
 
+def check_lengths(value: tuple[int, ...]) -> None:
+    if not all(steps >= 1 for steps in value):
+        raise InputError(f"supervised_more_steps is {shown(value)}, expected numbers of steps of at least 1")
+
+
+def check_mixup(value: tuple[float, ...]) -> None:
+    if not (value and all(0 <= alpha < math.inf for alpha in value)):
+        raise InputError(f"supervised_mixup is {shown(value)}, expected one or more alphas of at least 0")
+
+
+def check_smoothing(value: tuple[float, ...]) -> None:
+    if not (value and all(0 <= share < 1 for share in value)):
+        raise InputError(f"supervised_smoothing is {shown(value)}, expected one or more shares in [0, 1)")
+
+
 def check_warmup(value: float) -> None:
     if not 0 <= value < 1:
         raise InputError(f"warmup is {value}, expected a share of the training in [0, 1)")

@@ -199,6 +199,52 @@ class EvaluationSettings:
         roles=(ALONE,),
         idle=conditions.NO_LABELS,
     )
+    supervised_more_steps: tuple[int, ...] = setting(
+        (),
+        "further lengths for these; of all, the best on validation data is taken",
+        1,
+        check=conditions.check_lengths,
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.NO_LABELS,
+    )
+    supervised_loss: str = setting(
+        "cross-entropy",
+        "of these; logit-adjusted (Menon et al. 2021, tau 1) and balanced-softmax (Ren et al. 2020), which are the "
+        "same then, correct for the classes' counts",
+        choices=("cross-entropy", "logit-adjusted", "balanced-softmax"),
+        called="supervised loss",
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.NO_LABELS,
+    )
+    supervised_sampler: str = setting(
+        "class-balanced",
+        "of the images for these; uniform for a loss that corrects for the counts",
+        choices=("class-balanced", "square-root", "uniform"),
+        called="supervised sampler",
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.NO_LABELS,
+    )
+    supervised_mixup: tuple[float, ...] = setting(
+        (0.0,),
+        "alphas of mixup for these, 0 without; of several, the best on validation data is taken",
+        check=conditions.check_mixup,
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.NO_LABELS,
+    )
+    supervised_smoothing: tuple[float, ...] = setting(
+        (0.0,),
+        "label smoothing for these; of several, the best on validation data is taken",
+        0,
+        1,
+        check=conditions.check_smoothing,
+        touches=EVALUATION,
+        roles=(ALONE,),
+        idle=conditions.NO_LABELS,
+    )
     finetune: bool = setting(False, "evaluate the pretrained backbone fine-tuned, too", touches=EVALUATION)
     init_baselines: bool = setting(
         False,

@@ -39,7 +39,7 @@ SUBSET = ["grid", "data", "profile", "rho", "total"]
 #: What a plan decides of them.
 POINT = ["grid", "profile", "rho", "total"]
 #: What fine-tuning and the supervised reference depend on, and frozen features do not.
-OF_LABELS = ("supervised_steps", "supervised_lr")
+OF_LABELS = tuple(name for name in that_touch(EVALUATION) if name.startswith("supervised_"))
 #: Settings that the name of a data set tells.
 OF_DATA_NAME = ("data_seed", "size", "channels")
 #: What is told by columns of its own or the name of the data set, or does not touch frozen features.

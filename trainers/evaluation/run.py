@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from amimv.files import replacing
+from amimv.models import supervised_losses
 from amimv.models.backbones import BackboneSpec, load_backbone
 from amimv.models.frozen import load_frozen
 from amimv.pipelines import ImageStore
@@ -129,6 +130,13 @@ def supervised_settings(settings: PretrainSettings) -> dict[str, Any]:
         "steps": s.supervised_steps,
         "batch_size": s.batch_size,
         "seed": s.seed,
+        "loss": getattr(supervised_losses, f"{s.supervised_loss.replace('-', '_')}_loss"),
+        "sampler": s.supervised_sampler,
+        "choices": {
+            "steps": (s.supervised_steps, *s.supervised_more_steps),
+            "mixup": s.supervised_mixup,
+            "smoothing": s.supervised_smoothing,
+        },
     }
 
 

@@ -68,8 +68,8 @@ def settings_for(*flags: str) -> PretrainSettings:
 
 
 def how(settings: PretrainSettings) -> dict:
-    """Of `train_supervised`, all but the learning rate."""
-    return {name: value for name, value in supervised_settings(settings).items() if name != "lrs"}
+    """Of `train_supervised`, all but the learning rate and what validation chooses."""
+    return {name: value for name, value in supervised_settings(settings).items() if name not in ("lrs", "choices")}
 
 
 def judged(settings: PretrainSettings, splits: Splits) -> list[dict]:
