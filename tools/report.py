@@ -186,6 +186,7 @@ def render_tables(study: Study, settings: ReportSettings) -> str:
         part = build_part(rows, study, settings)
         grid = f"{rows['grid'].iloc[0]}: " if rows["grid"].iloc[0] else ""
         title = f"{grid}{rows['data'].iloc[0]}, {part.table.title}; test split, %, mean ± std over seeds"
+        title += " ± std over draws of the labels" * (rows["label_seed"].nunique() > 1)
         frame = part.table.texts.where(~part.table.best(), part.table.texts.map(BOLD.format))
         if settings.format == "md":
             text = frame.to_markdown(disable_numparse=True).replace("\x02", "**").replace("\x03", "**")

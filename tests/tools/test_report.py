@@ -21,7 +21,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 from amimv import InputError
-from amimv.tools.report import ReportSettings, _escape, build_part, report, split_parts
+from amimv.tools.report import ReportSettings, _escape, build_part, render_tables, report, split_parts
 from amimv.tools.report_page.archive import pack_predictions
 from amimv.tools.report_page.runs import Study, read_study
 from amimv.tools.report_page.tables import Table, describe_subset, drop_table, gain_table, judged, long_form, pick
@@ -259,6 +259,8 @@ def test_draws_of_the_labels_are_a_source_of_their_own(drawn: Study) -> None:
     seeds = 100 * np.hypot(1, 1) * stats.sem([0, 1 / 180])
     assert texts.loc["simclr on two-view", column].split(", ")[1:] == [f"{lead[1]:.1f}", f"{seeds:.1f}"]
     assert ", 3 draws of the labels) " in part.verdict
+    titles = [line for line in render_tables(drawn, ReportSettings((), format="md")).splitlines() if "###" in line]
+    assert [title.endswith("over seeds ± std over draws of the labels") for title in titles] == [True, False]
     whole = build_part(drawn.rows[drawn.rows["label_fraction"] == 1], drawn, ReportSettings((), baseline="amimv"))
     assert "draws" not in whole.table.texts.columns
     assert "draws of the labels" not in whole.verdict
