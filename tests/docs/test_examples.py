@@ -42,6 +42,7 @@ def test_going_on_gives_what_not_stopping_gives(load: Callable[[str], dict[str, 
     assert train(2, Path("parts.pt")) + train(5, Path("parts.pt")) == whole
 
 
+@pytest.mark.slow
 def test_any_model_is_evaluated_beside_its_baselines(
     load: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

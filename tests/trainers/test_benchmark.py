@@ -21,7 +21,7 @@ from amimv.trainers.study import read_study
 STUDY = """
 settings: {steps: 4, batch_size: 16, total: 70, label_fractions: [1.0], supervised_steps: 0, knn_every: 0}
 grids:
-  one: {method: [simclr, byol]}
+  one: {method: [simclr]}
 """
 BAD = "  bad: {method: simclr, lr: 1e30, baselines: false}\n"
 
@@ -34,7 +34,7 @@ def write(folder: Path, text: str = STUDY) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchmarkSettings, Path]:
-    """A study of three cells that was run, beside one that failed and was written down."""
+    """A study of two cells that was run, beside one that failed and was written down."""
     folder = tmp_path_factory.mktemp("study")
     settings = BenchmarkSettings(str(write(folder, STUDY + BAD)), output=str(folder / "out"), workers=2)
     assert benchmark(settings) == 1
@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchmarkSetting
 def test_every_cell_is_an_ordinary_run_that_is_done(finished: tuple[BenchmarkSettings, Path]) -> None:
     settings, out = finished
     cells = read_study(Path(settings.study))
-    assert len({c.run for c in cells}) == 3
+    assert len({c.run for c in cells}) == 2
     for cell in cells:
         rows = list(csv.DictReader((out / cell.run / "results.csv").open()))
         wanted = {"majority", "raw pixels", "random"} if cell.kind == "baselines" else {"pretrained"}
@@ -148,7 +148,7 @@ def test_a_cell_keeps_the_name_that_its_run_has(
 ) -> None:
     """The same images by another ratio, which comes first and would lend its name."""
     out = tmp_path / "out"
-    text = STUDY.replace("total: 70, ", "").replace("[simclr, byol]", "simclr, baselines: false, profile: natural")
+    text = STUDY.replace("total: 70, ", "").replace("[simclr]", "simclr, baselines: false, profile: natural")
     (natural,) = read_study(write(tmp_path, text))
     (out / natural.run).mkdir(parents=True)
     for name in ("results.csv", "config.yaml"):
@@ -175,7 +175,7 @@ def test_a_dry_run_goes_on_past_a_cell_that_cannot_be_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """And past one of another precision."""
-    text = STUDY.replace("[simclr, byol]", "simclr, baselines: false, mixed_precision: ['no', bf16]")
+    text = STUDY.replace("[simclr]", "simclr, baselines: false, mixed_precision: ['no', bf16]")
     text += "  two: {method: simclr, baselines: false, backbone: resnet99}\n"
     with caplog.at_level("INFO", logger="amimv"):
         assert (
@@ -189,7 +189,7 @@ def test_a_dry_run_goes_on_past_a_cell_that_cannot_be_trained(
 
 def test_sizes_have_costs_of_their_own(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [str(real_data / name) for name in ("breastmnist.npz", "breastmnist_64.npz")]
-    text = STUDY.replace("total: 70, ", "").replace("[simclr, byol]", f"simclr, data: {files}, baselines: false")
+    text = STUDY.replace("total: 70, ", "").replace("[simclr]", f"simclr, data: {files}, baselines: false")
     measured = iter([module.Measured(100.0, 2, 4), module.Measured(20.0, 2, 4)])
     monkeypatch.setattr(module, "measure_rate", lambda settings: next(measured))
     small, large = module.estimate(read_study(write(tmp_path, text)))
@@ -217,7 +217,7 @@ def test_failures_of_done_and_of_unknown_cells_are_forgotten(tmp_path: Path) -> 
 
 def test_epochs_cost_as_many_steps_as_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure_rate", lambda settings: module.Measured(100.0, 2, 800))
-    text = STUDY.replace("steps: 4, ", "").replace("[simclr, byol]", "simclr, epochs: 200, baselines: false")
+    text = STUDY.replace("steps: 4, ", "").replace("[simclr]", "simclr, epochs: 200, baselines: false")
     cells = read_study(write(tmp_path, text))
     assert module.estimate(cells) == [2 * 800 * 16 / 100]
 
@@ -242,7 +242,7 @@ def test_a_job_of_a_cluster_has_all_its_threads(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_foreign_folder_is_left_as_it_is(tmp_path: Path) -> None:
-    text = STUDY.replace("[simclr, byol]", "simclr, baselines: false")
+    text = STUDY.replace("[simclr]", "simclr, baselines: false")
     (cell,) = read_study(write(tmp_path, text))
     folder = tmp_path / "out" / cell.run
     folder.mkdir(parents=True)
@@ -330,7 +330,7 @@ def test_a_lock_is_let_go_of_with_its_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_submitit_runs_cells_as_jobs(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
-    text = STUDY.replace("[simclr, byol]", "simclr, baselines: false")
+    text = STUDY.replace("[simclr]", "simclr, baselines: false")
     settings = BenchmarkSettings(str(write(tmp_path, text)), output=str(tmp_path / "out"), cluster="local", hours=0.1)
     assert benchmark(settings) == 0
     (cell,) = read_study(tmp_path / "study.yaml")

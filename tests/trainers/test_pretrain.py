@@ -677,6 +677,7 @@ def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(launcher, cwd=folder, env=more, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_pairs_of_one_and_start_from_its_loss(tiny_npz: Path, tmp_path: Path) -> None:
     """A ViT has no batch statistics in the backbone, and the projector's are taken out by the worker."""
     two = torchrun(tmp_path, str(Path(__file__).parent / "two_process_worker.py"), str(tiny_npz), str(tmp_path))
@@ -765,6 +766,7 @@ def test_two_processes_refuse_a_batch_that_they_cannot_share(tiny_npz: Path, tmp
         pytest.param("2", ("--threads", "1"), 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_accelerate_launch_uses_the_cores(
     tiny_npz: Path, tmp_path: Path, omp: str, flags: tuple[str, ...], threads: int
 ) -> None:

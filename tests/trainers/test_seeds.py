@@ -55,7 +55,7 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", [-(2**63), 2**32 - 1])
+@pytest.mark.parametrize("seed", [-(2**63), pytest.param(2**32 - 1, marks=pytest.mark.slow)])
 def test_a_whole_run_with_an_extreme_seed(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -76,8 +76,8 @@ def trackio_steps(name: str) -> list[int]:
     [
         ("tensorboard", tensorboard_steps),
         ("wandb", wandb_steps),
-        ("mlflow", mlflow_steps),
-        ("trackio", trackio_steps),
+        pytest.param("mlflow", mlflow_steps, marks=pytest.mark.slow),
+        pytest.param("trackio", trackio_steps, marks=pytest.mark.slow),
     ],
 )
 def test_the_same_run_is_continued(

@@ -492,6 +492,7 @@ def test_which_rows_there_are(tiny: Splits, flags: tuple[str, ...], pretrained: 
 # Val, and every prediction
 
 
+@pytest.mark.slow
 def test_the_score_on_val_is_that_of_the_scores_on_val(tiny: Splits) -> None:
     splits = replace(tiny, val=phantom_store("val", (9, 5, 4, 3, 3, 2, 2)))
     settings = settings_for("--finetune", "--supervised-steps", "4", "--label-fractions", "0.5", "1")
