@@ -18,7 +18,7 @@ from .policy import ViewPolicy, build_policy
 from .recipes import HARD, RECIPES, Recipe, View, get_recipe
 from .rng import Key
 from .sources.load import load_store
-from .splits import split_indices
+from .splits import split_by_group, split_indices
 from .store import ImageStore
 from .views import PairViews, render
 
@@ -52,5 +52,6 @@ __all__ = [
     "realised_ratio",
     "render",
     "save_indices",
+    "split_by_group",
     "split_indices",
 ]

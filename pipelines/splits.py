@@ -63,6 +63,13 @@ def split_indices(
     return tuple((placed == split).nonzero()[:, 0].to(groups.device) for split in range(len(wanted)))
 
 
+def split_by_group(
+    groups: Tensor, labels: Tensor | None = None, shares: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
+) -> tuple[Tensor, ...]:
+    """`split_indices` for images of which the groups are known, the labels perhaps not: no group is in two splits."""
+    return split_indices(labels, shares, groups, seed)
+
+
 def _each_apart(labels: Tensor | None) -> Tensor:
     if labels is None:
         raise InputError("there are neither labels nor groups to split by: give one of them")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines import label_fraction, leaked, split_indices
+from amimv.pipelines import label_fraction, leaked, split_by_group, split_indices
 from amimv.pipelines.groups import read_groups
 from amimv.pipelines.rng import Key, Stream, hashes
 
@@ -98,6 +98,7 @@ def test_splits_equal_a_plain_walk(seed: int, shares: tuple[float, ...]) -> None
     ):
         found = placed(split_indices(given, shares, groups, seed), n)
         assert found == split_by_loop(groups.tolist(), classes, shares, seed)
+        assert placed(split_by_group(groups, given, shares, seed), n) == found
 
 
 @pytest.mark.parametrize("seed", range(6))
