@@ -336,6 +336,7 @@ assert not any(name.startswith("amimv") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_timm_alone_reads_an_export_and_gives_the_same_features(tmp_path: Path) -> None:
     """In a process that imports only timm and torch, as someone without this package would."""
     specs = [

@@ -452,6 +452,7 @@ print(sum(int(next(stream).sum()) for _ in range(5)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_end_in_the_middle(store: ImageStore, folder: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, f"folder:{folder}"]
     environment = {**os.environ, "LOCAL_WORLD_SIZE": "2"}

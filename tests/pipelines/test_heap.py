@@ -44,10 +44,11 @@ def test_freed_memory_is_kept() -> None:
     ("name", "value"),
     [
         ("MALLOC_TRIM_THRESHOLD_", "131072"),
-        pytest.param("MALLOC_MMAP_THRESHOLD_", "131072", marks=pytest.mark.slow),
-        pytest.param("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072", marks=pytest.mark.slow),
+        ("MALLOC_MMAP_THRESHOLD_", "131072"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072"),
     ],
 )
+@pytest.mark.slow
 def test_the_users_own_setting_stands(name: str, value: str) -> None:
     kept, faults = count_faults(**{name: value})
     assert kept == "False"

@@ -127,6 +127,7 @@ def test_without_dali_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_dali_is_imported_only_when_it_renders() -> None:
     code = "import sys, amimv.pipelines.dali_backend; sys.exit('nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

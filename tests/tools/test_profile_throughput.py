@@ -61,6 +61,7 @@ def test_it_prints_and_writes_a_row_each(capsys: pytest.CaptureFixture[str], tmp
     assert rows[-1]["note"].startswith("skipped: no_such_library")
 
 
+@pytest.mark.slow
 def test_without_the_others_a_line_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +86,7 @@ def test_views_are_counted(store: ImageStore) -> None:
     with_rival.close()
 
 
+@pytest.mark.slow
 def test_the_best_choice_is_kept() -> None:
     def views(batch: int, n: int):  # type: ignore[no-untyped-def]
         while True:
@@ -180,6 +182,7 @@ def test_the_same_step_is_fed_by_others(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "nobody's: skipped: no_such_library" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from amimv.tools.throughput import scaling
 

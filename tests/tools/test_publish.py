@@ -153,6 +153,7 @@ def test_what_cannot_be_published_is_one_line(run: Path, broken: Any, message: s
     assert not Path("skin/README.md").exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_timm_would_build_otherwise_is_not_published(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,7 @@ def test_a_job_of_a_cluster_has_all_its_threads(tmp_path: Path, monkeypatch: pyt
     assert seen == [1] * len(cells)
 
 
+@pytest.mark.slow
 def test_a_foreign_folder_is_left_as_it_is(tmp_path: Path) -> None:
     text = STUDY.replace("[simclr]", "simclr, baselines: false")
     (cell,) = read_study(write(tmp_path, text))

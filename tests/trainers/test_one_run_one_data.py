@@ -203,6 +203,7 @@ def test_a_file_system_without_locks(
     assert (entered, len(caplog.messages)) == (known, int(known))
 
 
+@pytest.mark.slow
 def test_a_second_command_with_the_same_words_is_refused(tmp_path: Path, call: Callable[..., tuple]) -> None:
     """The first is a process of its own, in mid-run."""
     data, folder = str(write_npz(tmp_path / "own.npz")), tmp_path / "runs" / "r"

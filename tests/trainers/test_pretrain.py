@@ -108,8 +108,21 @@ def own_last_line(result: subprocess.CompletedProcess[str]) -> str:
 # One whole run, and what it leaves
 
 
-def test_a_run_leaves_everything_it_promises_and_its_config_runs_again(tiny_npz: Path, tmp_path: Path) -> None:
-    flags = ("--data", str(tiny_npz), "--batch-size", "16", "--steps", "8", "--supervised-steps", "4")
+def test_a_run_leaves_everything_it_promises_and_its_config_runs_again(
+    tiny_npz: Path, tmp_path: Path, run_here: HERE
+) -> None:
+    flags = (
+        "--data",
+        str(tiny_npz),
+        "--batch-size",
+        "16",
+        "--steps",
+        "8",
+        "--supervised-steps",
+        "4",
+        "--threads",
+        "1",
+    )
     first = run(tmp_path, *flags, "--knn-every", "1", "--name", "first", "--tracker", "tensorboard")
     assert first.returncode == 0, first.stderr
     assert "pretrained" in first.stdout
@@ -128,7 +141,7 @@ def test_a_run_leaves_everything_it_promises_and_its_config_runs_again(tiny_npz:
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
     assert any("knn_val" in row for row in rows)
     with_config = ("--config", str(folder / "config.yaml"), "--name", "second", "--tracker", "None", "--no-evaluate")
-    second = run(tmp_path, *with_config)
+    second = run_here(*with_config)
     assert second.returncode == 0, second.stderr
     again = tmp_path / "runs" / "second" / "metrics.jsonl"
     assert again.read_bytes() == (folder / "metrics.jsonl").read_bytes()
@@ -210,13 +223,12 @@ RESUMED = [
 
 @pytest.mark.parametrize("flags", RESUMED)
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
-    tiny_npz: Path, tmp_path: Path, flags: tuple[str, ...]
+    tiny_npz: Path, tmp_path: Path, run_here: HERE, flags: tuple[str, ...]
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
+    broken = tmp_path / "broken"
     broken.mkdir()
-    flags = quick(tiny_npz, "--save-every", "4", *flags)
-    assert run(whole, *flags).returncode == 0
+    flags = quick(tiny_npz, "--save-every", "4", "--threads", "1", *flags)
+    assert run_here(*flags).returncode == 0
     process = subprocess.Popen(
         command(*flags, "--resume", "auto"), cwd=broken, env=environment(), stderr=subprocess.DEVNULL
     )
@@ -227,9 +239,9 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
     log = broken / "runs" / "r" / "metrics.jsonl"
     with log.open("a") as file:
         file.write('{"step": 9, "loss": 1')  # a torn last line
-    result = run(broken, *flags, "--resume", "auto")
+    result = run_here(*flags, "--resume", "auto", "--output", str(broken / "runs"))
     assert result.returncode == 0, result.stderr
-    assert log.read_bytes() == (whole / "runs" / "r" / "metrics.jsonl").read_bytes()
+    assert log.read_bytes() == (tmp_path / "runs" / "r" / "metrics.jsonl").read_bytes()
 
 
 def test_resume_passes_over_a_torn_checkpoint(tiny_npz: Path, tmp_path: Path, run_here: HERE) -> None:

@@ -27,6 +27,8 @@ PUBLISHED = {
     "readings.yaml": "readings",
     "pixels.yaml": "pixels",
 }
+#: The first has hundreds of cells.
+EACH = [pytest.param(*pair, marks=pytest.mark.slow if pair[1] == "small" else ()) for pair in PUBLISHED.items()]
 
 SMALL = """
 settings: {steps: 3, batch_size: 16, label_fractions: [0.5, 1.0]}
@@ -132,16 +134,18 @@ def test_the_common_total_is_the_largest_that_every_ratio_reaches(tmp_path: Path
     assert {c.settings.total for c in cells} == {expected}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_flags_of_a_cell_give_its_settings(name: str, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "archive"), EACH)
+def test_the_flags_of_a_cell_give_its_settings(
+    name: str, archive: str, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AMIMV_DATA", str(real_data))
-    for cell in read_study(CONFIGS / name)[::23]:
+    for cell in read_study(CONFIGS / name)[::7]:
         settings, _ = resolve(cell.flags())
         assert settings == cell.settings
         assert not cell.problem
 
 
-@pytest.mark.parametrize(("name", "archive"), list(PUBLISHED.items()))
+@pytest.mark.parametrize(("name", "archive"), EACH)
 def test_published_runs_are_cells_of_their_study(
     name: str, archive: str, real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

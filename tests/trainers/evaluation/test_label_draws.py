@@ -83,6 +83,7 @@ def test_a_draw_gives_the_probe_and_the_fine_tuning_the_same_labels(tiny: Splits
         torch.testing.assert_close(found[0.5, seed, "fine-tuned"].test, tuned)
 
 
+@pytest.mark.slow
 def test_frozen_features_are_computed_once(tiny: Splits, network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for seeds in (("1",), ("1", "2", "3")):
