@@ -29,6 +29,8 @@ BAD = {
     "amimv-embed": (["run", "-o", "out.npz", "--predict", "perhaps"], "unknown probe 'perhaps'"),
     "amimv-gpu-check": (["--device", "tpu"], "unknown device 'tpu'"),
 }
+#: The commands that are started most.
+OFTEN = ("amimv-pretrain", "amimv-evaluate", "amimv-embed")
 #: Runs the command's main, or only its file, and says how it ended, how long it took and what of HEAVY is loaded.
 CODE = """
 import json, runpy, sys, time
@@ -58,7 +60,7 @@ def answer(script: str, *flags: str, as_file: bool, folder: Path) -> tuple[int, 
 
 
 @pytest.mark.parametrize("as_file", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["file", "script"])
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [pytest.param(s, marks=() if s in OFTEN else pytest.mark.slow) for s in SCRIPTS])
 def test_an_answer_needs_nothing_that_takes_seconds(script: str, as_file: bool, tmp_path: Path) -> None:
     bad, said = BAD[script]
     for flags, expected_status, expected in (

@@ -119,7 +119,11 @@ def assert_same(found: Any, expected: Any, where: str) -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize("method", METHODS)
+#: A queue, a teacher with a predictor, prototypes, and two images a pair; the other methods are of these parts.
+OFTEN = ("nnclr", "byol", "swav", "mimv")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m in OFTEN else pytest.mark.slow) for m in METHODS])
 def test_stopped_in_mid_epoch_and_resumed_equals_uninterrupted(
     tiny_npz: Path,
     tmp_path: Path,

@@ -178,6 +178,7 @@ def predictions_of(folder: Path) -> dict[tuple[str, ...], list[int]]:
         return {kind: arrays[f"row_{i:03d}"].tolist() for i, kind in enumerate(rows_of(folder))}
 
 
+@pytest.mark.slow
 def test_baselines_and_pretrained_apart_are_what_they_are_together(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
