@@ -45,6 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchmarkSetting
     return settings, folder / "out"
 
 
+@pytest.mark.slow
 def test_every_cell_is_an_ordinary_run_that_is_done(finished: tuple[BenchmarkSettings, Path]) -> None:
     settings, out = finished
     cells = read_study(Path(settings.study))
@@ -58,6 +59,7 @@ def test_every_cell_is_an_ordinary_run_that_is_done(finished: tuple[BenchmarkSet
     assert {cell.run for cell in cells} <= {row["run"] for row in csv.DictReader((out / "plan.csv").open())}
 
 
+@pytest.mark.slow
 def test_the_same_command_again_runs_nothing(
     finished: tuple[BenchmarkSettings, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_reason_is_of_the_last_attempt(tmp_path: Path, monkeypatch: pytest.Mon
     assert run_cell([], tmp_path, "a") == "no output, exit status 1"
 
 
+@pytest.mark.slow
 def test_a_cell_keeps_the_name_that_its_run_has(
     finished: tuple[BenchmarkSettings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +164,7 @@ def test_a_cell_keeps_the_name_that_its_run_has(
     assert {line["run"] for line in csv.DictReader((out / "plan.csv").open())} == {natural.run}
 
 
+@pytest.mark.slow
 def test_two_studies_do_not_share_a_folder(finished: tuple[BenchmarkSettings, Path], tmp_path: Path) -> None:
     other = write(
         tmp_path, STUDY.replace("steps: 4", "steps: 5").replace("supervised_steps: 0", "supervised_steps: 1")

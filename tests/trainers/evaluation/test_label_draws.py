@@ -54,6 +54,7 @@ def without_draw(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "label_seed"} for row in rows]
 
 
+@pytest.mark.slow
 def test_each_draw_has_the_rows_of_an_evaluation_with_that_data_seed(tiny: Splits, network: nn.Module) -> None:
     several, arrays = rows_of(settings_for("--label-seeds", "5", "0", "9", "--finetune"), tiny, network)
     assert {row["label_seed"] for row in several if row["label_fraction"] == 1} == {""}

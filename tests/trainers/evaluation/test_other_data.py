@@ -123,7 +123,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["grey", "folder", *(pytest.param(c, marks=pytest.mark.slow) for c in ("rgb", "multi-label"))]
+)
 def test_rows_are_of_the_backbone_normalised_as_in_training_and_of_the_datas_own_baselines(
     folder: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
