@@ -326,6 +326,7 @@ load_store(sys.argv[1], size=8, cache=sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_and_takes_over_from_one_that_is_killed(
     data: str, tmp_path: Path, opened: list[str]
 ) -> None:

@@ -33,6 +33,7 @@ def count_faults(**variables: str) -> tuple[str, float]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.slow
 def test_freed_memory_is_kept() -> None:
     kept, faults = count_faults()
     assert kept == "True"

@@ -62,7 +62,7 @@ def features_of(run: Path, images: Tensor) -> Tensor:
     ("name", "size", "said"),
     [
         pytest.param("test_vit", 32, "timm alone gives the run's features", marks=pytest.mark.slow),
-        ("test_resnet", 160, "timm alone gives the run's features"),
+        pytest.param("test_resnet", 160, "timm alone gives the run's features", marks=pytest.mark.slow),
         ("test_resnet", 64, "timm alone cannot build this network (its stem was changed for 64 pixels)"),
         ("small", 28, "timm alone cannot build this network (it is no network of timm's)"),
     ],

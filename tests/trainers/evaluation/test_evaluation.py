@@ -596,6 +596,7 @@ def test_predictions_are_there_before_the_results(
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "backbone", "predictions.npz", "results.csv"}
 
 
+@pytest.mark.slow
 def test_multi_hot_labels_of_an_own_file_are_judged_and_fine_tuned(tmp_path: Path) -> None:
     splits = Splits(multi_label_store("train", 60), multi_label_store("val", 24), multi_label_store("test", 36))
     flags = ("--supervised-steps", "40", "--finetune", "--batch-size", "24", "--supervised-lr", "1e-9", "5e-3")
@@ -619,6 +620,7 @@ def test_multi_hot_labels_of_an_own_file_are_judged_and_fine_tuned(tmp_path: Pat
         assert float(found[kind]["val_balanced_accuracy"]) > 0.85, kind
 
 
+@pytest.mark.slow
 def test_the_score_on_val_of_multi_hot_labels() -> None:
     splits = Splits(multi_label_store("train", 60), multi_label_store("val", 24), multi_label_store("test", 36))
     settings = settings_for("--supervised-steps", "6", "--finetune", "--batch-size", "24")
