@@ -27,6 +27,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def told(error: BaseException) -> str:
+    """The kind and the first line of somebody else's exception, cut, for a message of our own."""
+    return f"{type(error).__name__}: {shown(first_line(error), 160)}"
+
+
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Raise an `InputError` that lists the near misses unless ``value`` is one of ``choices``."""
     known = tuple(choices)

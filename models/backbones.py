@@ -16,7 +16,7 @@ from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from amimv import InputError, did_you_mean, first_line, shown, user_path
+from amimv import InputError, did_you_mean, first_line, shown, told, user_path
 from amimv.files import replacing
 
 #: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
@@ -308,7 +308,7 @@ def find_export(source: Path | str) -> Path:
             files = [hf_hub_download(name, file, revision=revision or None) for file in EXPORT]
             folder = Path(files[0]).parent
         except Exception as error:  # of any kind: the code and the network are not ours
-            reason = f" ({type(error).__name__}: {shown(first_line(error), 160)})"
+            reason = f" ({told(error)})"
     if reason or not all((folder / file).is_file() for file in EXPORT):
         raise InputError(f"no exported backbone in {given}{reason}: expected {' and '.join(EXPORT)}")
     return folder

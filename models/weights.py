@@ -28,7 +28,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from amimv import InputError, first_line, shown, user_path
+from amimv import InputError, first_line, shown, told, user_path
 from amimv.models.backbones import HUB, SMALL, BackboneSpec, find_export
 
 #: Beginnings of what timm itself looks for: on its hub, and in a folder with a config.json.
@@ -155,9 +155,8 @@ def from_timm(name: str) -> nn.Module:
         with torch.random.fork_rng(devices=()):  # what it draws for the layers that are overwritten
             network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # of any kind: the code and the network are not ours
-        reason = shown(first_line(error), 160)
         raise InputError(
-            f"no pretrained weights of {name} ({type(error).__name__}: {reason}): they come from timm's hub or its "
+            f"no pretrained weights of {name} ({told(error)}): they come from timm's hub or its "
             "cache; without a network give a file"
         ) from error
     return network

@@ -1,6 +1,7 @@
 """What all tests share: one thread, and the folder of real data where it exists."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+#: A finished run of version 0.1.0 beside the images that it saw.
+OLD_RUN = Path(__file__).parent / "data" / "run-0.1.zip"
 # The same examples in every run: what fails once fails again.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
 settings.load_profile("same")
@@ -59,3 +62,12 @@ def real_data() -> Path:
     if not (folder / "retinamnist.npz").is_file():
         pytest.skip(f"real data not found: no retinamnist.npz in {folder} (set AMIMV_DATA)")
     return folder
+
+
+@pytest.fixture
+def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the old run, below the working folder, where its images are ``tiny.npz``."""
+    with zipfile.ZipFile(OLD_RUN) as archive:
+        archive.extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/old")

@@ -10,18 +10,14 @@ from amimv.command_line import shown_as
 from amimv.fields import SEED, check_settings, setting
 from amimv.pipelines.names import BACKENDS, SAMPLERS
 from amimv.pipelines.recipes import get_recipe
+from amimv.pipelines.sources.listing import SPLITS
+from amimv.trainers.commands import is_run
 from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.layers import check_preset
 from amimv.trainers.settings import settings_class
 
-SPLITS = ("train", "val", "test")
 #: Of a report, and the ends of their files' names.
 FORMATS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex"}
-
-
-def is_run(place: str) -> bool:
-    """Whether it is a run's folder, not an exported backbone."""
-    return (user_path(place) / "config.yaml").is_file()
 
 
 def _check_columns(value: str) -> None:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from amimv.command_line import begin_command, read_command
 from amimv.signals import is_command
-from amimv.tools.commands import EmbedSettings, is_run
+from amimv.tools.commands import EmbedSettings
 
 if is_command(__name__):
     begin_command(EmbedSettings, __doc__)
     import torch  # noqa: F401 (now, while a signal ends the process at once)
 
 from amimv import run_command, user_path
+from amimv.trainers.commands import is_run
 from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.layers import from_yaml
 
@@ -83,11 +84,12 @@ def embed(settings: EmbedSettings) -> None:
     """
     from amimv.models.backbones import load_backbone
     from amimv.tools.columns import open_columns
+    from amimv.trainers.data import best_device
     from amimv.trainers.evaluation import stream_features
     from amimv.trainers.other_data import as_taken, normalised_as_trained
 
     run = user_path(settings.run) if is_run(settings.run) else None
-    network, trained = load_backbone(run / "backbone" if run else settings.run, device())
+    network, trained = load_backbone(run / "backbone" if run else settings.run, best_device())
     given = as_taken(settings.images, trained)
     with open_columns(user_path(settings.output)) as out:
         stores, given = load_splits(given, trained, settings.splits)
@@ -115,12 +117,13 @@ def load_splits(
         InputError: one is missing, or all are.
     """
     from amimv.pipelines.sources.listing import SPLITS, NoSplit
+    from amimv.trainers.data import best_device
     from amimv.trainers.other_data import load_taken
 
     stores, missing = [], None
     for split in dict.fromkeys(wanted or SPLITS):
         try:
-            store, given = load_taken(given, spec, split, device(), resident=False)
+            store, given = load_taken(given, spec, split, best_device(), resident=False)
             stores.append(store)
         except NoSplit as error:
             missing = error
@@ -139,13 +142,13 @@ def fit(
     """
     import torch
 
-    from amimv.trainers.data import Subset, load_split, load_training_subset
+    from amimv.trainers.data import Subset, best_device, load_split, load_training_subset
     from amimv.trainers.evaluation import extract_features, fit_knn, fit_linear
     from amimv.trainers.identity import check_data, identify_all
 
     if run is not None:
         own = from_yaml(run / "config.yaml")
-        subset, val = load_training_subset(own, device()), load_split(own, "val", device())
+        subset, val = load_training_subset(own, best_device()), load_split(own, "val", best_device())
         check_data(run, identify_all(subset.store, subset.indices, val, None))
         given = own
     else:
@@ -182,12 +185,6 @@ def name_file(path: str, data: str) -> str:
     """A file's name within the folder, or from beside the CSV file, that the data are."""
     place = user_path(data.partition(":")[2])
     return os.path.relpath(path, place.parent if place.is_file() else place)
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:

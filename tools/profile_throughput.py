@@ -32,6 +32,7 @@ from amimv.tools.throughput.measure import Rates, measure, threads, waiter
 from amimv.tools.throughput.scaling import draw_scaling, measure_memory, measure_scaling, repeated
 from amimv.tools.throughput.stages import break_down, compare_views, write_trace
 from amimv.tools.throughput.training_step import build, profile_step
+from amimv.trainers.data import best_device
 from amimv.trainers.run_folder import describe_environment, write_json
 
 try:
@@ -303,7 +304,7 @@ def title_of(s: ProfileSettings, size: int = 0) -> str:
 
 
 def choose_device(s: ProfileSettings) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if s.device == "auto" else s.device)
+    return torch.device(best_device() if s.device == "auto" else s.device)
 
 
 def profile(settings: ProfileSettings) -> dict[str, Any]:

@@ -25,10 +25,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from amimv import InputError, first_line, run_command, shown, user_path
+from amimv import InputError, run_command, shown, told, user_path
 from amimv.files import replacing
 from amimv.models.backbones import BackboneSpec, encode, load_backbone, save_backbone, timm_note
 from amimv.tools.model_card import write_card
+from amimv.trainers.commands import check_run
 
 #: Of a published folder.
 FILES = ("README.md", "backbone.json", "config.json", "model.safetensors")
@@ -57,9 +58,8 @@ def publish(settings: PublishSettings) -> None:
         InputError: there is no run or no backbone in it, the folder holds something else, what is read again gives
             other features, or the hub refuses.
     """
+    check_run(settings.run)
     run, folder = user_path(settings.run), user_path(settings.output)
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} holds no run: expected a folder with config.yaml and backbone/")
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - set(FILES)):
         raise InputError(f"{folder} holds something else: give another folder with -o")
     network, spec = load_backbone(run / "backbone")
@@ -126,9 +126,8 @@ def push(folder: Path, name: str) -> str:
             commit_message="Backbone, its config and its card",
         )
     except Exception as error:  # of any kind: the code and the network are not ours
-        reason = shown(first_line(error), 160)
         raise InputError(
-            f"{folder} is written, but not pushed to {name} ({type(error).__name__}: {reason}): see to the network, "
+            f"{folder} is written, but not pushed to {name} ({told(error)}): see to the network, "
             "the name and the token (hf auth login), and run the same command again"
         ) from error
     return str(commit.repo_url)

@@ -238,9 +238,9 @@ def estimate(cells: list[Cell]) -> list[float | str]:
             costs.append(measured)
             continue
         rate, views, steps = measured
-        supervised = s.supervised_steps * sum(len(draw_seeds(s, f)) for f in s.label_fractions) * len(s.supervised_lr)
-        supervised += sum(s.supervised_more_steps) * supervised // max(s.supervised_steps, 1)
-        supervised *= len(s.supervised_mixup) * len(s.supervised_smoothing)
+        supervised = s.supervised_steps and s.supervised_steps + sum(s.supervised_more_steps)
+        supervised *= sum(len(draw_seeds(s, fraction)) for fraction in s.label_fractions)
+        supervised *= len(s.supervised_lr) * len(s.supervised_mixup) * len(s.supervised_smoothing)
         supervised *= (s.baselines != "no") + (s.finetune and s.baselines != "only")
         trained = 0 if s.baselines == "only" else views * (s.steps or steps)
         costs.append((trained + supervised) * s.batch_size / rate)

@@ -15,8 +15,14 @@ from amimv.trainers.data_settings import DataSettings
 THEIR_OWN: DataSettings = shown_as(DataSettings)(data="")
 
 
-def _check_run(value: str) -> None:
-    if not (user_path(value) / "config.yaml").is_file():
+def is_run(place: str) -> bool:
+    """Whether it is a run's folder, not an exported backbone."""
+    return (user_path(place) / "config.yaml").is_file()
+
+
+def check_run(value: str) -> None:
+    """Raise an `InputError` for a place that is no run's folder."""
+    if not is_run(value):
         raise InputError(f"{value} holds no run: expected a folder with config.yaml and backbone/")
 
 
@@ -28,7 +34,7 @@ def _check_study(value: str) -> None:
 @dataclass(frozen=True)
 class EvaluateSettings:
     run: Annotated[str, tyro.conf.Positional] = setting(
-        MISSING, "folder of a run, with its config.yaml and backbone/", check=_check_run
+        MISSING, "folder of a run, with its config.yaml and backbone/", check=check_run
     )
     label_fractions: tuple[float, ...] | None = setting(
         None, "shares of the training labels to use; unset: the run's own", check=check_fractions

@@ -3,7 +3,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,34 +29,28 @@ def check_frozen(value: tuple[str, ...]) -> None:
             raise InputError(f"frozen has {shown(name)}, expected names of models of timm")
 
 
-def check_fractions(value: tuple[float, ...]) -> None:
-    if not (value and all(0 < fraction <= 1 for fraction in value)):
-        raise InputError(f"label fractions are {shown(value)}, expected shares in (0, 1]")
+def _each(
+    told: str, expected: str, inside: Callable[[Any], bool], empty: bool = False
+) -> Callable[[tuple[Any, ...]], None]:
+    """A check of several values, of which one at least is there unless it may be ``empty``."""
+
+    def check(value: tuple[Any, ...]) -> None:
+        if not (value or empty) or not all(map(inside, value)):
+            raise InputError(f"{told} {shown(value)}, expected {expected}")
+
+    return check
+
+
+check_fractions = _each("label fractions are", "shares in (0, 1]", lambda share: 0 < share <= 1)
+check_rates = _each("supervised learning rates are", "one or more above 0", lambda rate: 0 < rate < math.inf)
+check_lengths = _each("supervised_more_steps is", "numbers of steps of at least 1", lambda steps: steps >= 1, True)
+check_mixup = _each("supervised_mixup is", "one or more alphas of at least 0", lambda alpha: 0 <= alpha < math.inf)
+check_smoothing = _each("supervised_smoothing is", "one or more shares in [0, 1)", lambda share: 0 <= share < 1)
 
 
 def check_label_seeds(value: tuple[int, ...]) -> None:
     if len(set(value)) < len(value) or not all(SEED[0] <= seed <= SEED[1] for seed in value):
         raise InputError(f"label seeds are {shown(value)}, expected different 64-bit integers")
-
-
-def check_rates(value: tuple[float, ...]) -> None:
-    if not (value and all(0 < rate < math.inf for rate in value)):
-        raise InputError(f"supervised learning rates are {shown(value)}, expected one or more above 0")
-
-
-def check_lengths(value: tuple[int, ...]) -> None:
-    if not all(steps >= 1 for steps in value):
-        raise InputError(f"supervised_more_steps is {shown(value)}, expected numbers of steps of at least 1")
-
-
-def check_mixup(value: tuple[float, ...]) -> None:
-    if not (value and all(0 <= alpha < math.inf for alpha in value)):
-        raise InputError(f"supervised_mixup is {shown(value)}, expected one or more alphas of at least 0")
-
-
-def check_smoothing(value: tuple[float, ...]) -> None:
-    if not (value and all(0 <= share < 1 for share in value)):
-        raise InputError(f"supervised_smoothing is {shown(value)}, expected one or more shares in [0, 1)")
 
 
 def check_warmup(value: float) -> None:

@@ -67,6 +67,11 @@ class Splits:
         return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test)
 
 
+def best_device() -> str:
+    """Where a command without a launcher works."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_split(
     settings: DataSettings, split: str, device: torch.device | str, resident: bool | None = None
 ) -> ImageStore:

@@ -49,14 +49,14 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 def evaluate_again(folder: Path, run: PretrainSettings) -> None:
     """On the run's own data."""
-    from amimv.trainers.data import Splits, load_held_out, load_training_subset
+    from amimv.trainers.data import Splits, best_device, load_held_out, load_training_subset
     from amimv.trainers.evaluation.run import evaluate_run
     from amimv.trainers.identity import check_data, identify_all
     from amimv.trainers.run_folder import lock_run
 
     check(run)
     with lock_run(folder):
-        subset = load_training_subset(run, _device())
+        subset = load_training_subset(run, best_device())
         held_out = load_held_out(run, subset.store, evaluate=True)
         check_data(folder, identify_all(subset.store, subset.indices, held_out.val, held_out.test))
         evaluate_run(run, folder, Splits.of(subset.store, held_out))
@@ -65,17 +65,17 @@ def evaluate_again(folder: Path, run: PretrainSettings) -> None:
 def evaluate_other(folder: Path, run: PretrainSettings, given: DataSettings) -> None:
     """On data that the run has not seen."""
     from amimv.models.backbones import load_backbone
-    from amimv.trainers.data import Splits, load_held_out, subset_of
+    from amimv.trainers.data import Splits, best_device, load_held_out, subset_of
     from amimv.trainers.evaluation.run import evaluate_elsewhere
     from amimv.trainers.initial import check_start
     from amimv.trainers.other_data import as_taken, load_taken, normalised_as_trained
     from amimv.trainers.run_folder import lock_run, name_data
 
-    backbone, spec = load_backbone(folder / "backbone", _device())
+    backbone, spec = load_backbone(folder / "backbone", best_device())
     theirs = {field.name: getattr(given, field.name) for field in fields(DataSettings)}
     settings = as_taken(replace(run, baselines="yes", **theirs), spec)
     check(settings)
-    store, settings = load_taken(settings, spec, "train", _device())
+    store, settings = load_taken(settings, spec, "train", best_device())
     if settings.finetune and settings.supervised_steps and store.size < spec.size:
         raise InputError(f"{store.name} has images of {store.size} px, too small for fine-tuning on {spec.size} px")
     subset = subset_of(settings, store)
@@ -89,12 +89,6 @@ def evaluate_other(folder: Path, run: PretrainSettings, given: DataSettings) -> 
             file.write(to_yaml(settings, sources))
         evaluate_elsewhere(settings, splits, backbone, spec, place, folder.name, name_data(run))
     logger.info("written to %s", place)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from amimv.trainers.optimizers import optimizers
 
 #: ``amimv`` is the method `mimv` on the recipe that this project recommends; it has a YAML of its own.
 METHOD_ALIASES = {"amimv": "mimv"}
+#: What the settings of all training on labels have in common.
+OF_LABELS: dict[str, Any] = {"touches": EVALUATION, "roles": (ALONE,), "idle": conditions.NO_LABELS}
 
 
 @dataclass(frozen=True)
@@ -195,18 +197,14 @@ class EvaluationSettings:
         0,
         above=True,
         check=conditions.check_rates,
-        touches=EVALUATION,
-        roles=(ALONE,),
-        idle=conditions.NO_LABELS,
+        **OF_LABELS,
     )
     supervised_more_steps: tuple[int, ...] = setting(
         (),
         "further lengths for these; of all, the best on validation data is taken",
         1,
         check=conditions.check_lengths,
-        touches=EVALUATION,
-        roles=(ALONE,),
-        idle=conditions.NO_LABELS,
+        **OF_LABELS,
     )
     supervised_loss: str = setting(
         "cross-entropy",
@@ -214,26 +212,20 @@ class EvaluationSettings:
         "same then, correct for the classes' counts",
         choices=("cross-entropy", "logit-adjusted", "balanced-softmax"),
         called="supervised loss",
-        touches=EVALUATION,
-        roles=(ALONE,),
-        idle=conditions.NO_LABELS,
+        **OF_LABELS,
     )
     supervised_sampler: str = setting(
         "class-balanced",
         "of the images for these; uniform for a loss that corrects for the counts",
         choices=("class-balanced", "square-root", "uniform"),
         called="supervised sampler",
-        touches=EVALUATION,
-        roles=(ALONE,),
-        idle=conditions.NO_LABELS,
+        **OF_LABELS,
     )
     supervised_mixup: tuple[float, ...] = setting(
         (0.0,),
         "alphas of mixup for these, 0 without; of several, the best on validation data is taken",
         check=conditions.check_mixup,
-        touches=EVALUATION,
-        roles=(ALONE,),
-        idle=conditions.NO_LABELS,
+        **OF_LABELS,
     )
     supervised_smoothing: tuple[float, ...] = setting(
         (0.0,),
@@ -241,9 +233,7 @@ class EvaluationSettings:
         0,
         1,
         check=conditions.check_smoothing,
-        touches=EVALUATION,
-        roles=(ALONE,),
-        idle=conditions.NO_LABELS,
+        **OF_LABELS,
     )
     finetune: bool = setting(False, "evaluate the pretrained backbone fine-tuned, too", touches=EVALUATION)
     init_baselines: bool = setting(

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,16 +21,11 @@ from amimv.tools.publish import PublishSettings, publish
 from amimv.tools.report_page.runs import read_study
 from amimv.trainers.comparisons import paired_bootstrap
 
-OLD_RUN = Path(__file__).resolve().parents[1] / "data" / "run-0.1.zip"
-
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(old_run: Path) -> Path:
     """A finished run of the small backbone below the working folder."""
-    with zipfile.ZipFile(OLD_RUN) as archive:
-        archive.extractall(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return Path("runs/old")
+    return old_run
 
 
 def with_backbone(run: Path, name: str, size: int) -> BackboneSpec:

@@ -2,18 +2,13 @@
 
 import os
 import sys
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from amimv.trainers import pretrain
-
-#: A finished run of version 0.1.0 beside the images that it saw.
-OLD_RUN = Path(__file__).resolve().parents[1] / "data" / "run-0.1.zip"
 
 
 @pytest.fixture
@@ -32,12 +27,3 @@ def pretrain_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return 0
 
     return command
-
-
-@pytest.fixture
-def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the old run, below the working folder, where its images are ``tiny.npz``."""
-    with zipfile.ZipFile(OLD_RUN) as archive:
-        archive.extractall(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return Path("runs/old")

@@ -121,11 +121,10 @@ CASES = {
     "multi-label": ("hot.npz", ("--label-fractions", "1"), "hot"),
     "folder": ("folder:files", ("--supervised-steps", "0"), "folder-files"),
 }
+OFTEN = ("grey", "folder")
 
 
-@pytest.mark.parametrize(
-    "case", ["grey", "folder", *(pytest.param(c, marks=pytest.mark.slow) for c in ("rgb", "multi-label"))]
-)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in OFTEN else pytest.mark.slow) for c in CASES])
 def test_rows_are_of_the_backbone_normalised_as_in_training_and_of_the_datas_own_baselines(
     folder: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
