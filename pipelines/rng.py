@@ -119,4 +119,5 @@ class Stream(IntEnum):
     NOISE = 6
     GROUP_SPLIT = 7
     OWN_GROUP = 8
+    EVALUATION = 9
     VIEW = 1000  # + 16 * slot + draw

@@ -41,9 +41,17 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Splits:
+    """What an evaluation is about.
+
+    Attributes:
+        train, val, test: images with labels.
+        unlabelled: the training images where they have no labels, and others stand for them in ``train``.
+    """
+
     train: ImageStore
     val: ImageStore
     test: ImageStore
+    unlabelled: ImageStore | None = None
 
     @classmethod
     def of(cls, train: ImageStore, held_out: HeldOut) -> "Splits":
@@ -64,7 +72,7 @@ class Splits:
         logger.warning("without labels of training images, the probes learn from half of the val images")
         learnt = label_fraction(val.known_labels(EVALUATION), 0.5)
         rest = torch.ones(len(val), dtype=torch.bool, device=val.device).index_fill(0, learnt, False)
-        return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test)
+        return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test, train)
 
 
 def best_device() -> str:

@@ -13,9 +13,7 @@ from amimv.models.backbones import BackboneSpec
 from amimv.models.methods.base import Encoder, Outcome
 from amimv.pipelines import ImageStore
 from amimv.trainers.evaluation import balanced_accuracy, extract_features, knn_probe
-
-#: Images that `rankme_of_train` looks at: more than most embeddings have dimensions, and a Gram matrix of seconds.
-RANKED = 2048
+from amimv.trainers.evaluation.without_labels import RANKED, embed, rankme, spaced
 
 
 def loss_value(outcome: Outcome) -> Tensor:
@@ -34,20 +32,6 @@ def embedding_std(outcome: Outcome) -> Tensor:
 
 #: Of every micro-batch, by their names in the metrics; they ask nothing of the host.
 STEP_MEASURES: dict[str, Callable[[Outcome], Tensor]] = {"loss": loss_value, "embedding_std": embedding_std}
-
-
-def rankme(embeddings: Tensor, eps: float = 1e-7) -> float:
-    """Effective rank of embeddings ``(N, D)`` (Garrido et al. 2023, arXiv 2210.02885, equations 1 and 2).
-
-    The exponential of the entropy of the singular values, each divided by their sum, plus ``eps``: from 1, where all
-    embeddings lie on a line, to min(N, D), where all directions are used alike. The singular values are the roots of
-    the eigenvalues of the smaller Gram matrix, in ``float64``.
-    """
-    z = embeddings.double()
-    gram = z.T @ z if z.shape[0] > z.shape[1] else z @ z.T
-    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + eps
-    return float(torch.exp(-(shares * shares.log()).sum()))
 
 
 class Measured(NamedTuple):
@@ -75,12 +59,8 @@ def rankme_of_train(
     """`rankme` of what the projector makes, in evaluation mode, of up to ``RANKED`` training images, evenly spaced, as
     normalised views. None where an embedding is not finite: the next loss will tell.
     """
-    count = min(len(train), RANKED)
-    indices = torch.arange(count, device=train.device) * len(train) // count
-    features = extract_features(encoder.backbone, train, spec, indices=indices)
-    was_training = encoder.projector.training
-    embeddings = encoder.projector.eval()(features)
-    encoder.projector.train(was_training)
+    indices = spaced(len(train), RANKED, train.device)
+    embeddings = embed(encoder.projector, extract_features(encoder.backbone, train, spec, indices=indices))
     if not embeddings.isfinite().all():
         return None
     value = rankme(embeddings)

@@ -113,19 +113,23 @@ def finish(training: "Training", journal: "Journal") -> None:
     """Export the backbone, draw the curves and evaluate; rank 0 only."""
     from amimv.models.backbones import save_backbone
     from amimv.trainers.data import Splits, describe_run
-    from amimv.trainers.evaluation.run import evaluate_run
+    from amimv.trainers.evaluation.run import evaluate_run, evaluate_without_labels
     from amimv.trainers.run_folder import draw_curves, write_json
 
     s, store, held_out, folder = training.settings, training.store, training.held_out, journal.folder
+    told: dict[str, Any] = {}
     seconds = {"training": sum(row["seconds"] for row in journal.timings.read())}
-    save_backbone(training.method.online.backbone, training.spec, folder / "backbone")
+    online = training.method.online
+    save_backbone(online.backbone, training.spec, folder / "backbone")
     draw_curves(journal.metrics.read(), describe_run(s, store), folder / "curves.png")
     if s.evaluate and held_out.no_table:
         logger.warning(held_out.no_table)
+        scores = evaluate_without_labels(s, store, online.backbone, training.spec, online.projector)
+        told["scores_without_labels"] = scores
     elif s.evaluate:
-        seconds["evaluation"] = evaluate_run(s, folder, Splits.of(store, held_out))
+        seconds["evaluation"] = evaluate_run(s, folder, Splits.of(store, held_out), online.projector)
     environment = folder / "environment.json"
-    write_json(environment, json.loads(environment.read_text()) | {"wall_seconds": seconds})
+    write_json(environment, json.loads(environment.read_text()) | {"wall_seconds": seconds} | told)
 
 
 def judge_baselines(

@@ -21,14 +21,17 @@ from amimv.fields import EVALUATION
 from amimv.trainers.data_settings import ALONE
 from amimv.trainers.evaluation import COLUMNS
 from amimv.trainers.evaluation.metrics import SCORES
-from amimv.trainers.evaluation.results import FROZEN, INITIAL, SUPERVISED_INITIAL, kind_of
+from amimv.trainers.evaluation.results import FROZEN, INITIAL, SUPERVISED_INITIAL, WITHOUT_LABELS, kind_of
 from amimv.trainers.layers import modernised, second_words
 from amimv.trainers.settings import METHODS, every_setting, of_role, settings_class, that_touch
 from amimv.trainers.study import NOT_IDENTITY, PLAN_COLUMNS
 
 #: Where files are: a folder, or within an archive.
 Folder = Path | zipfile.Path
-NUMBERS = ("rho", "realised_ratio", "total", "n_train", "label_fraction", "seed", "steps", "val_balanced_accuracy")
+NUMBERS = (
+    *("rho", "realised_ratio", "total", "n_train", "label_fraction", "seed", "steps", "val_balanced_accuracy"),
+    *(*SCORES, *WITHOUT_LABELS),
+)
 #: Without these a line says nothing; `revision` is the last, which a torn line lacks.
 NEEDED = ["data", "features", "rho", "n_train", "label_fraction", "seed", "balanced_accuracy", "revision"]
 #: Folders of a study that are no runs.
@@ -254,14 +257,14 @@ def read_results(path: Folder) -> pd.DataFrame:
     Raises:
         InputError: a torn line, or a table of something else.
     """
-    frame = _read_csv(path, (*NUMBERS, *SCORES)).reindex(columns=COLUMNS)
+    frame = _read_csv(path, NUMBERS).reindex(columns=COLUMNS)
     # Given indices have no ratio, and no ratio is 0.
     frame["rho"] = frame["rho"].mask(frame["rho"].isna() & (frame["profile"] == "indices"), 0.0)
     missing = frame[NEEDED].replace("", np.nan).isna()
     if missing.any(axis=None) or frame.empty:
         line, column = missing.stack().idxmax() if len(frame) else (0, "data")
         raise InputError(f"results.csv has no {column} in line {line + 2}: torn, or not of a run")
-    texts = frame.columns.difference([*NUMBERS, *SCORES])
+    texts = frame.columns.difference(NUMBERS)
     frame[texts] = frame[texts].astype(object).fillna("")
     return frame.fillna({"total": 0.0}).assign(baseline=frame["features"] != "pretrained")
 

@@ -25,6 +25,7 @@ from amimv.trainers.evaluation.results import (
     write_results,
 )
 from amimv.trainers.evaluation.supervised import best_supervised, classify, train_supervised
+from amimv.trainers.evaluation.without_labels import cluster_knn, judge_without_labels, rankme
 
 __all__ = [
     "COLUMNS",
@@ -38,16 +39,19 @@ __all__ = [
     "build_random",
     "class_thirds",
     "classify",
+    "cluster_knn",
     "compute_scores",
     "extract_features",
     "fit_knn",
     "fit_linear",
     "judge_features",
+    "judge_without_labels",
     "knn_probe",
     "knn_scores",
     "linear_probe",
     "majority",
     "print_table",
+    "rankme",
     "result_row",
     "stream_features",
     "train_supervised",

@@ -2,8 +2,8 @@
 
 import csv
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,6 +22,9 @@ logger = logging.getLogger("amimv")
 
 #: What needs the labels, for messages.
 EVALUATION = "an evaluation"
+
+#: Scores that need no labels, of the features themselves: the same in every row of theirs; see `judge_without_labels`.
+WITHOUT_LABELS = ("rankme", "rankme_embeddings", "cluster_knn")
 
 COLUMNS = [
     "run",
@@ -44,6 +47,7 @@ COLUMNS = [
     "steps",
     "val_balanced_accuracy",
     *SCORES,
+    *WITHOUT_LABELS,
     "revision",
 ]
 
@@ -69,6 +73,7 @@ class Judged:
         probe: knn, linear, classifier (from scratch), fine-tuned, or empty for the majority class.
         k: neighbours of kNN, else empty.
         val, test: class scores ``(N, C)`` in [0, 1]; every choice was made on those of val.
+        without_labels: of ``WITHOUT_LABELS`` what is known of the features.
     """
 
     features: str
@@ -76,6 +81,7 @@ class Judged:
     k: int | str
     val: Tensor
     test: Tensor
+    without_labels: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
 
 def judge_features(
@@ -134,6 +140,7 @@ def result_row(
     if result.auc is None:
         logger.info("no AUC for %s %s: %s", judged.features, judged.probe, result.auc_note)
     values = {name: getattr(result, name) for name in SCORES}
+    values |= {name: judged.without_labels.get(name) for name in WITHOUT_LABELS}
     return {
         "data": test.name,
         "realised_ratio": round(realised_ratio(counts), 4),

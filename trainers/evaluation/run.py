@@ -16,7 +16,7 @@ from amimv.files import replacing
 from amimv.models import supervised_losses
 from amimv.models.backbones import BackboneSpec, load_backbone
 from amimv.models.frozen import load_frozen
-from amimv.pipelines import ImageStore
+from amimv.pipelines import ImageStore, ViewPolicy
 from amimv.trainers.conditions import one_image
 from amimv.trainers.data import Splits, backbone_spec, describe_data, describe_run
 from amimv.trainers.evaluation.features import extract_features
@@ -35,6 +35,7 @@ from amimv.trainers.evaluation.results import (
     write_results,
 )
 from amimv.trainers.evaluation.supervised import best_supervised
+from amimv.trainers.evaluation.without_labels import judge_without_labels
 from amimv.trainers.initial import baselines_start_from_it, build_start, check_start
 from amimv.trainers.label_draws import Draw, draw_labels
 from amimv.trainers.run_folder import revision
@@ -49,6 +50,7 @@ def judge(
     spec: BackboneSpec,
     pretrained: nn.Module | None,
     own: BackboneSpec | None = None,
+    projector: nn.Module | None = None,
 ) -> Iterator[tuple[Draw, Judged]]:
     """Every probe on every kind of features: choices on val, test once.
 
@@ -58,21 +60,25 @@ def judge(
         spec: of the backbone.
         pretrained: the backbone to be judged; None leaves its rows out.
         own: what the baselines are built and images rendered for them by; None: ``spec``.
+        projector: that the backbone was trained with, where it is at hand.
 
     Yields:
         The labelled images, what came out.
     """
     s, own, held_out = settings, spec if own is None else own, (splits.val, splits.test)
     start = build_start(s, own).to(splits.train.device)
-    frozen = {
-        name: [_features(network, store, like) for store in (splits.train, *held_out)]
-        for name, network, like in _networks(s, (start, own), (pretrained, spec))
-    }
+    frozen, unlabelled = {}, {}
+    for name, network, like in _networks(s, (start, own), (pretrained, spec)):
+        frozen[name] = [_features(network, store, like) for store in (splits.train, *held_out)]
+        train = frozen[name][0] if splits.unlabelled is None else _features(network, splits.unlabelled, like)
+        views = _features(network, splits.val, like, s.policy())
+        behind = projector if name == "pretrained" else None
+        unlabelled[name] = judge_without_labels(train, frozen[name][1], views, s.seed, behind)
     for draw, chosen in draw_labels(s, splits.train):
         stores = (draw.labelled, *held_out)
         for name, (train, val, test) in frozen.items():
             for judged in judge_features(name, (train[chosen], val, test), *stores):
-                yield draw, judged
+                yield draw, replace(judged, without_labels=unlabelled[name])
         if s.baselines != "no":
             yield draw, majority(*stores)
         for judged in _trained(s, stores, (start, own), (pretrained, spec)):
@@ -95,9 +101,12 @@ def _networks(
         yield "pretrained", *pretrained
 
 
-def _features(network: nn.Module | None, store: ImageStore, like: BackboneSpec) -> Tensor:
+def _features(
+    network: nn.Module | None, store: ImageStore, like: BackboneSpec, augment: ViewPolicy | None = None
+) -> Tensor:
     """Of fewer images at a time where a frozen model wants them larger than a data set is."""
-    return extract_features(network, store, like, max(1, min(512, 512 * 64**2 // like.size**2)))
+    chunk = max(1, min(512, 512 * 64**2 // like.size**2))
+    return extract_features(network, store, like, chunk, augment=augment)
 
 
 def _trained(
@@ -148,11 +157,12 @@ def evaluate_features(
     revision: str,
     run: str,
     own: BackboneSpec | None = None,
+    projector: nn.Module | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All rows of a run, and what each predicts for every test image.
 
     Args:
-        settings, splits, spec, pretrained, own: as for `judge`.
+        settings, splits, spec, pretrained, own, projector: as for `judge`.
         revision: of the code, for the rows.
         run: the run's name, for the rows.
 
@@ -168,7 +178,7 @@ def evaluate_features(
         "train_counts": np.array(thirds_by),
         "class_names": np.array(splits.test.class_names),
     }
-    found = judge(settings, splits, spec, pretrained, own)
+    found = judge(settings, splits, spec, pretrained, own, projector)
     judged = sorted(found, key=lambda j: (j[0].fraction, ORDER.index(kind_of(j[1].features))))
     for i, (draw, one) in enumerate(judged):
         result = result_row(one, draw.labelled, splits.val, splits.test, draw.fraction, thirds_by)
@@ -182,9 +192,12 @@ def evaluate_features(
     return rows, arrays
 
 
-def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> float:
+def evaluate_run(
+    settings: PretrainSettings, folder: Path, splits: Splits, projector: nn.Module | None = None
+) -> float:
     """Judge the backbone that a run exported: ``results.csv`` and ``predictions.npz`` in its folder, and the table on
-    the console. Without pre-training (``baselines`` is "only") the baselines alone.
+    the console. Without pre-training (``baselines`` is "only") the baselines alone. ``projector`` is as for
+    `judge`.
 
     Returns:
         Seconds that it took.
@@ -195,10 +208,24 @@ def evaluate_run(settings: PretrainSettings, folder: Path, splits: Splits) -> fl
     else:
         backbone, spec = load_backbone(folder / "backbone", splits.train.device)
     check_start(settings, spec, folder, again=True)
-    rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name)
+    rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name, projector=projector)
     _write(rows, arrays, folder)
     print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
     return time.perf_counter() - started
+
+
+def evaluate_without_labels(
+    settings: PretrainSettings, images: ImageStore, backbone: nn.Module, spec: BackboneSpec, projector: nn.Module
+) -> dict[str, float]:
+    """`judge_without_labels` where there is no table, since nothing has labels: every second training image stands
+    for those of val. Says them in the log, too.
+    """
+    fitted, held_out = (images.subset(torch.arange(i, len(images), 2, device=images.device)) for i in (0, 1))
+    train, val = (_features(backbone, store, spec) for store in (fitted, held_out))
+    views = _features(backbone, held_out, spec, settings.policy())
+    found = judge_without_labels(train, val, views, settings.seed, projector)
+    logger.info("scores without labels: %s", ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    return found
 
 
 def evaluate_elsewhere(
