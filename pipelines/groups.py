@@ -97,13 +97,15 @@ def _with_own_groups(numbers: np.ndarray, missing: np.ndarray, salt: str) -> Ten
     return torch.where(torch.from_numpy(missing), own, torch.from_numpy(numbers))
 
 
-def read_groups(file: Path, column: str | None, split: str, n: int, names: Sequence[str] | None = None) -> Tensor:
+def read_groups(
+    file: Path, column: str | None, split: str, n: int, names: Sequence[str] | None = None, tells: bool = True
+) -> Tensor:
     """The groups of a split's images, from a CSV file.
 
     The file has the columns ``split`` and ``index`` (from 0, in the order of the images; other columns do not
     matter), or, where ``names`` are given, one of ``NAME_COLUMNS``. A file's name is found where the cell is the end
     of its path, or the other way round (``ISIC_1``, ``ISIC_1.jpg``, ``train/nv/ISIC_1.jpg``), with or without the
-    ending; where rows of one name differ in their groups, that of this split counts. The log says what was read.
+    ending; where rows of one name differ in their groups, that of this split counts.
 
     Args:
         file: the CSV, in UTF-8, with a header; comma, semicolon or tab.
@@ -111,6 +113,7 @@ def read_groups(file: Path, column: str | None, split: str, n: int, names: Seque
         split: "train", "val" or "test".
         n: number of images.
         names: of the images' files, N paths, as a folder gives them.
+        tells: whether the log says what was read.
 
     Returns:
         ``(N,)`` ``int64`` on the CPU, as `encode_groups` makes them of text.
@@ -128,7 +131,10 @@ def read_groups(file: Path, column: str | None, split: str, n: int, names: Seque
     groups = encode_groups(np.array(values, dtype=str), salt=split)
     missing = sum(value.strip().lower() in MISSING for value in values)
     told = f" ({missing} without one: each its own)" if missing else ""
-    _log.info("%s, %s: column %s gives %d groups of %d images%s", file, split, column, len(groups.unique()), n, told)
+    if tells:
+        _log.info(
+            "%s, %s: column %s gives %d groups of %d images%s", file, split, column, len(groups.unique()), n, told
+        )
     return groups
 
 

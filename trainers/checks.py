@@ -24,6 +24,8 @@ def check(settings: PretrainSettings) -> None:
         check_choice("size", str(s.size), ("28", "64", "128", "224"))
     if s.epochs is None and s.steps is None and s.views is None and s.minutes is None:
         raise InputError("no length of training: give --epochs, --steps, --views or --minutes")
+    if s.resplit and s.split is None:
+        raise InputError("resplit joins the splits of the data, but nothing cuts them anew: give --split 0.7 0.1 0.2")
     if optimizers()[s.optimizer].second_order:
         raise InputError(f"optimizer {s.optimizer} needs second derivatives, which training lacks: give another")
     if optimizers()[s.optimizer].lars and s.weight_decay == 0:

@@ -105,6 +105,7 @@ def load_split(
         shares=s.split,
         split_seed=s.split_seed,
         skip_damaged=s.skip_damaged,
+        resplit=s.resplit,
     )
 
 

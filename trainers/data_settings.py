@@ -49,6 +49,12 @@ class DataSettings:
     split_seed: int = setting(
         0, "which of these splits: any 64-bit integer", *SEED, roles=(ALONE, SPLIT), idle=conditions.NOT_CUT
     )
+    resplit: bool = setting(
+        False,
+        "with split: join the splits that the data have, and cut all images anew, as by the lesions (groups) of a set "
+        "that was published with some of them in several splits",
+        roles=(ALONE, SPLIT),
+    )
     skip_damaged: bool = setting(
         False,
         "of files: try them all first, list those that cannot be decoded, and leave them out",

@@ -58,9 +58,9 @@ def default_name(settings: PretrainSettings) -> str:
 
 
 def name_data(settings: PretrainSettings) -> str:
-    """The training images, for names of files: the data set, its size and its long tail."""
+    """The training images, for names of files: the data set, its size, whether it is split anew, its long tail."""
     s = settings
-    data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (None, 28) else "")
+    data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (None, 28) else "") + "-resplit" * s.resplit
     rho = f"{s.rho:g}" if float(f"{s.rho:g}") == s.rho else repr(s.rho)
     tail = "-natural" if s.profile == "natural" else f"-rho{rho.replace('+', '')}" if s.rho != 1 or s.total else ""
     tail += f"-n{s.total}" if s.total else ""

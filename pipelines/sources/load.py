@@ -12,11 +12,12 @@
   which is all "train": see `list_folder`. What is left out of a folder, or looks like a mistake, stands in the log.
 - "csv:FILE" with a row for each image file: see `list_table`.
 
-Data that are all "train" can be cut into splits by ``shares``.
+Data that are all "train" can be cut into splits by ``shares``; those of data that have some are joined first with
+``resplit``.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from torch import Tensor
 
 from amimv import InputError, did_you_mean, user_path
 from amimv.pipelines.groups import encode_groups, read_groups
-from amimv.pipelines.images import Images, place_images, select_images
+from amimv.pipelines.images import Images, place_images
 from amimv.pipelines.names import CSV, FILES, FOLDER
+from amimv.pipelines.sources.joined import join_known, read_parts, take_images
 from amimv.pipelines.sources.labels import check_task, check_task_name, infer_task
 from amimv.pipelines.sources.listing import SPLITS, Listing, list_folder
 from amimv.pipelines.sources.npz import Arrays, find_file, medmnist_names, read_medmnist, read_own
@@ -59,11 +61,17 @@ class _Wanted:
     shares: Sequence[float] | None
     split_seed: int
     skip_damaged: bool
+    resplit: bool
 
     @property
     def read(self) -> str:
-        """The split that is read; of data that are cut into shares their only one."""
+        """The split that is read; of data that are cut into shares their only one, or the first of those joined."""
         return "train" if self.shares else self.split
+
+    @property
+    def tells(self) -> bool:
+        """Whether the log says what was read: once, of data that are cut into shares."""
+        return self.split == self.read
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -74,6 +82,8 @@ class _Wanted:
             check_task_name(self.task)
         if self.shares and len(self.shares) != len(SPLITS):
             raise InputError(f"shares are {tuple(self.shares)}, expected one each for {', '.join(SPLITS)}")
+        if self.resplit and not self.shares:
+            raise InputError("resplit joins splits that shares (--split 0.7 0.1 0.2) cut anew: give both, or neither")
         if self.columns and not self.name.startswith(CSV):
             raise InputError(
                 f"columns are those of a CSV file, and {self.name} is none: leave them out, or give {CSV}FILE"
@@ -97,6 +107,7 @@ def load_store(
     shares: Sequence[float] | None = None,
     split_seed: int = 0,
     skip_damaged: bool = False,
+    resplit: bool = False,
 ) -> ImageStore:
     """Load one split of a data set onto a device.
 
@@ -118,40 +129,47 @@ def load_store(
         cache: a folder for decoded images of files, which are mapped into memory when the same are loaded again.
         columns: of a CSV file: which is what, see `list_table`.
         shares: of train, val and test, to cut data by that are all "train", groups whole; see `split_indices`.
-        split_seed: which of the possible splits of these shares.
+        split_seed, resplit: which of these splits; whether splits that the data have are joined first and cut anew.
         skip_damaged: of files: all are decoded once first; those that cannot be are left out, and the log lists them.
 
     Raises:
         InputError: for whatever is wrong with the arguments or the file.
     """
-    place, values = checked_device(device), check_range(value_range)
     wanted = _Wanted(
-        *(str(name), split, size, root, place, channels, seed, task, resident, groups, values, cache),
-        *(columns, shares, split_seed, skip_damaged),
+        *(str(name), split, size, root, checked_device(device), channels, seed, task, resident, groups),
+        *(check_range(value_range), cache, columns, shares, split_seed, skip_damaged, resplit),
     )
     return _from_files(wanted) if wanted.name.startswith(FILES) else _from_arrays(wanted)
 
 
 def _from_arrays(wanted: _Wanted) -> ImageStore:
-    w, title, path = wanted, wanted.name, None
-    if title == "phantom":
-        arrays = _phantom(w.split, w.seed, 28 if w.size is None else w.size, w.device)
-    elif title in medmnist_names():
-        arrays = read_medmnist(title, w.split, 28 if w.size is None else w.size, w.root)
-    elif title.endswith(".npz"):
-        path = find_file(title, w.root)
-        arrays, title = read_own(path, w.read, w.size, w.task), Path(title).stem
-    else:
-        raise InputError(_unknown_name(title))
-    groups = _groups(arrays, w.groups, path, w.read)
+    w, path = wanted, find_file(wanted.name, wanted.root) if wanted.name.endswith(".npz") else None
+    title = Path(w.name).stem if path else w.name
+    parts = read_parts(w.read, w.resplit, lambda split: _read_arrays(w, path, split))
+    known, groups = join_known(title, parts, [_groups(part, w, path, split) for split, part in parts.items()])
+    pixels = [part.images for part in parts.values()]
+    sizes = {split: len(part.images) for split, part in parts.items()}
+    del parts  # so that the images of a split can be let go once its own are taken
     if w.shares:
-        own = _share(w, title, arrays, len(arrays.images), groups)
-        arrays = arrays._replace(images=select_images(arrays.images, own), labels=_of(arrays.labels, own))
-        groups = _of(groups, own)
-    if arrays.images.is_floating_point():
-        check_floats(arrays.images, w.value_range, f"{title}, {w.split}")
-    images = place_images(_with_channels(arrays.images, w.channels, title), w.device, w.resident, title)
-    return _store(images, arrays, title, w, groups)
+        own = _share(w, title, known, sizes, groups)
+        pixels = [take_images(pixels, own)]
+        known, groups = known._replace(labels=_of(known.labels, own)), _of(groups, own)
+    if pixels[0].is_floating_point():
+        check_floats(pixels[0], w.value_range, f"{title}, {w.split}")
+    images = place_images(_with_channels(pixels.pop(), w.channels, title), w.device, w.resident, title)
+    return _store(images, known, title, w, groups)
+
+
+def _read_arrays(wanted: _Wanted, path: Path | None, split: str) -> Arrays:
+    """A split of an own file, if that has a path, or of a data set that is known by its name."""
+    w = wanted
+    if path:
+        return read_own(path, split, w.size, w.task)
+    if w.name == "phantom":
+        return _phantom(split, w.seed, 28 if w.size is None else w.size, w.device)
+    if w.name in medmnist_names():
+        return read_medmnist(w.name, split, 28 if w.size is None else w.size, w.root)
+    raise InputError(_unknown_name(w.name))
 
 
 def _store(images: Images, known: Arrays, title: str, wanted: _Wanted, groups: Tensor | None) -> ImageStore:
@@ -185,23 +203,23 @@ def _from_files(wanted: _Wanted) -> ImageStore:
     w, size = wanted, 224 if wanted.size is None else wanted.size
     if size < 1:
         raise InputError(f"size is {size}, expected at least 1 pixel")
-    found, folder, title = _in_table(w) if w.name.startswith(CSV) else _in_folder(w)
-    names = found.class_names
+    title, folder, parts = _in_table(w) if w.name.startswith(CSV) else _in_folder(w)
+    names = parts[w.read].class_names
     if w.task and not names:
         raise InputError(f"{title} has no labels, so that task {w.task!r} does not fit: leave it out")
-    labels = torch.tensor(found.labels) if names else None
-    groups = encode_groups(np.array(found.groups), salt=w.read) if found.groups else None
-    if w.groups:
-        groups = _read_groups(w.groups, folder, w.read, len(found.paths), found.paths)
-    for line in found.remarks if w.split == w.read else ():  # once, of data that are cut
+    known, groups = join_known(
+        title,
+        {split: _known(found) for split, found in parts.items()},
+        [_groups_of_files(found, w, folder, split) for split, found in parts.items()],
+    )
+    for line in [line for found in parts.values() for line in found.remarks] if w.tells else ():
         _log.warning(line)
-    multi_label = labels is not None and labels.ndim == 2
-    known = Arrays(torch.empty(0), labels, names, infer_task(multi_label, len(names)), splits=found.splits)
     if w.task:
-        check_task(w.task, multi_label, len(names), title)  # before anything is decoded
-    files = Folder(found.paths, folder, f"{title}, {w.split}", f"{title}-{w.split}-{size}", size, w.channels, w.device)
+        check_task(w.task, known.multi_label, len(names), title)  # before anything is decoded
+    paths = tuple(path for found in parts.values() for path in found.paths)
+    files = Folder(paths, folder, f"{title}, {w.split}", f"{title}-{w.split}-{size}", size, w.channels, w.device)
     if w.shares:
-        own = _share(w, title, known, len(files.paths), groups)
+        own = _share(w, title, known, {split: len(found.paths) for split, found in parts.items()}, groups)
         files, known, groups = files.only(own), known._replace(labels=_of(known.labels, own)), _of(groups, own)
     left_out: tuple[str, ...] = ()
     if w.skip_damaged:
@@ -211,17 +229,34 @@ def _from_files(wanted: _Wanted) -> ImageStore:
     return replace(_store(images, known, title, w, groups), left_out=left_out)
 
 
-def _in_folder(wanted: _Wanted) -> tuple[Listing, Path, str]:
-    """The images in a folder, the folder, and its name."""
+def _known(found: Listing) -> Arrays:
+    """What a listing says of images that are not read yet."""
+    labels = torch.tensor(found.labels) if found.class_names else None
+    task = infer_task(labels is not None and labels.ndim == 2, len(found.class_names))
+    return Arrays(torch.empty(0), labels, found.class_names, task, splits=found.splits)
+
+
+def _groups_of_files(found: Listing, wanted: _Wanted, folder: Path, split: str) -> Tensor | None:
+    """The groups that were asked for, or those in the table."""
+    if wanted.groups:
+        return _read_groups(wanted.groups, folder, split, len(found.paths), found.paths, wanted.tells)
+    return encode_groups(np.array(found.groups), salt=split) if found.groups else None
+
+
+def _in_folder(wanted: _Wanted) -> tuple[str, Path, dict[str, Listing]]:
+    """A folder's name, itself, and the images in it by the splits that are read."""
     path = wanted.name.removeprefix(FOLDER)
     if not path:
         raise InputError(f"{FOLDER!r} names no folder: expected {FOLDER}PATH with images in PATH/train/CLASS")
     folder = user_path(path)
-    return list_folder(folder, wanted.read), folder, folder.resolve().name
+    parts = read_parts(wanted.read, wanted.resplit, lambda split: list_folder(folder, split))
+    return folder.resolve().name, folder, parts
 
 
-def _in_table(wanted: _Wanted) -> tuple[Listing, Path, str]:
-    """The images in a CSV file, the folder that their paths are relative to, and the file's name."""
+def _in_table(wanted: _Wanted) -> tuple[str, Path, dict[str, Listing]]:
+    """A CSV file's name, the folder that its paths are relative to, and the images in it by the splits that are
+    read.
+    """
     from amimv.pipelines.sources.csv_file import list_table  # which loads PIL
 
     w, path = wanted, wanted.name.removeprefix(CSV)
@@ -230,47 +265,66 @@ def _in_table(wanted: _Wanted) -> tuple[Listing, Path, str]:
     if w.groups and ".csv" not in w.groups:
         raise InputError(f"groups is {w.groups!r}: of a CSV file, columns name its own (group={w.groups})")
     file = user_path(path)
-    return list_table(file, w.read, w.columns, w.task), file.parent, file.stem
+    parts = read_parts(w.read, w.resplit, lambda split: list_table(file, split, w.columns, w.task))
+    return file.stem, file.parent, parts
 
 
-def _share(wanted: _Wanted, title: str, known: Arrays, n: int, groups: Tensor | None) -> Tensor:
-    """Which of ``n`` images are this split's, by its share; says in the log what all splits have.
+def _share(wanted: _Wanted, title: str, known: Arrays, sizes: Mapping[str, int], groups: Tensor | None) -> Tensor:
+    """Which images are this split's, by its share; says in the log what all splits have.
+
+    Args:
+        wanted: with shares.
+        title: of the data.
+        known: of all images.
+        sizes: how many images those splits have that are joined.
+        groups: of all images.
 
     Raises:
-        InputError: the data have splits of their own, or cannot be split so.
+        InputError: the data have splits of their own, which are not to be joined, or cannot be split so.
     """
     w, labels = wanted, known.labels
     assert w.shares
-    if known.splits != ("train",):
+    if known.splits != ("train",) and not w.resplit:
         unread = ", or do not read their column (--columns split=)" if w.name.startswith(CSV) else ""
-        raise InputError(f"{title} has splits of its own ({', '.join(known.splits)}): leave --split out{unread}")
-    by = torch.arange(n) if labels is None and groups is None else groups
+        raise InputError(
+            f"{title} has splits of its own ({', '.join(known.splits)}): leave --split out, "
+            f"or give --resplit to join them and cut them anew{unread}"
+        )
+    by = torch.arange(sum(sizes.values())) if labels is None and groups is None else groups
     parts = split_indices(labels, w.shares, by, w.split_seed, None if labels is None else known.class_names)
-    if w.split == SPLITS[0]:
-        counts = ", ".join(f"{len(part)} {name}" for name, part in zip(SPLITS, parts, strict=True))
-        kept = "" if groups is None else f"; {len(groups.unique())} groups, each in one of them"
-        _log.info("%s: split by seed %d into %s images%s", title, w.split_seed, counts, kept)
+    if w.tells:
+        joined = f"its own splits ({_counts(sizes)} images) joined and " if w.resplit else ""
+        apart = "; no groups: by image" if w.resplit else ""
+        kept = apart if groups is None else f"; {len(groups.unique())} groups, each in one of them"
+        new = _counts({name: len(part) for name, part in zip(SPLITS, parts, strict=True)})
+        _log.info("%s: %ssplit by seed %d into %s images%s", title, joined, w.split_seed, new, kept)
     return parts[SPLITS.index(w.split)]
+
+
+def _counts(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {split}" for split, n in sizes.items())
 
 
 def _of(values: Tensor | None, indices: Tensor) -> Tensor | None:
     return None if values is None else values[indices]
 
 
-def _groups(arrays: Arrays, groups: str | None, path: Path | None, split: str) -> Tensor | None:
+def _groups(arrays: Arrays, wanted: _Wanted, path: Path | None, split: str) -> Tensor | None:
     """The groups that were asked for, or those in the file."""
-    if groups:
-        return _read_groups(groups, path, split, len(arrays.images), None)
+    if wanted.groups:
+        return _read_groups(wanted.groups, path, split, len(arrays.images), None, wanted.tells)
     return None if arrays.groups is None else encode_groups(arrays.groups, salt=split)
 
 
-def _read_groups(groups: str, beside: Path | None, split: str, n: int, names: tuple[str, ...] | None) -> Tensor:
+def _read_groups(
+    groups: str, beside: Path | None, split: str, n: int, names: tuple[str, ...] | None, tells: bool
+) -> Tensor:
     """Groups from "FILE.csv", "FILE.csv:COLUMN", or a column of ``NAME_index.csv`` beside the data."""
     file, _, column = groups.partition(":") if ".csv" in groups else ("", "", groups)
     if not file and beside is None:
         raise InputError(f"groups is {groups!r}, but there is no file beside the data: give FILE.csv:COLUMN")
     place = user_path(file) if file else beside.with_name(f"{beside.stem}_index.csv")  # type: ignore[union-attr]
-    return read_groups(place, column or None, split, n, names)
+    return read_groups(place, column or None, split, n, names, tells)
 
 
 def _unknown_name(name: str) -> str:

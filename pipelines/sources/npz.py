@@ -37,6 +37,10 @@ class Arrays(NamedTuple):
     groups: np.ndarray | None = None
     splits: tuple[str, ...] = SPLITS
 
+    @property
+    def multi_label(self) -> bool:
+        return self.labels is not None and self.labels.ndim == 2
+
 
 def medmnist_names() -> tuple[str, ...]:
     """The names of MedMNIST's twelve 2-D sets."""

@@ -142,7 +142,10 @@ def test_what_is_wrong_is_told_in_a_line(tmp_path: Path, scans: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shares": (0.7, 0.1, 0.2)}, r"scans has splits of its own \(train, val, test\): leave --split out"),
+        (
+            {"shares": (0.7, 0.1, 0.2)},
+            r"scans has splits of its own \(train, val, test\): leave --split out, or give --re",
+        ),
         ({"shares": (0.7, 0.3)}, "expected one each for train, val, test"),
         ({"shares": (0.7, 0.2, 0.2), "columns": ("split=",)}, "positive numbers whose sum is 1"),
         (

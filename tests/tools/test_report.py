@@ -402,6 +402,19 @@ def test_other_images_are_other_tables(tmp_path: Path) -> None:
     assert long_form(at_rho(study, 0))["rho"].isna().all()
 
 
+def test_other_splits_of_one_set_are_other_tables(tmp_path: Path) -> None:
+    write_run(tmp_path / "official", [PIXELS])
+    for i, config in enumerate(({}, {"split_seed": 1}, {"resplit": "true"})):
+        write_run(tmp_path / f"cut{i}", [PIXELS], split="[0.7, 0.1, 0.2]", **config)
+    study = read_study([tmp_path])
+    cut = "retinamnist, split 0.7 0.1 0.2, seed"
+    anew = cut.replace("split ", "split anew ")
+    assert set(study.rows["data"]) == {"retinamnist, own splits", f"{cut} 0", f"{cut} 1", f"{anew} 0"}
+    assert study.repeats == 0
+    assert len(study.rows) == 4
+    assert set(read_study([tmp_path / "cut2"]).rows["data"]) == {"retinamnist"}
+
+
 def write_plan(folder: Path, lines: list[dict[str, Any]]) -> None:
     empty = dict.fromkeys(PLAN_COLUMNS, "") | {"profile": "exp", "total": 0}
     pd.DataFrame([empty | line for line in lines]).to_csv(folder / "plan.csv", index=False)

@@ -44,7 +44,7 @@ POINT = ["grid", "profile", "rho", "total"]
 #: What fine-tuning and the supervised reference depend on, and frozen features do not.
 OF_LABELS = tuple(name for name in that_touch(EVALUATION) if name.startswith("supervised_"))
 #: Settings that the name of a data set tells.
-OF_DATA_NAME = ("data_seed", "size", "channels")
+OF_DATA_NAME = ("data_seed", "size", "channels", "split", "split_seed", "resplit")
 #: What is told by columns of its own or the name of the data set, or does not touch frozen features.
 TOLD = {*COLUMNS, *OF_DATA_NAME, "baselines", *that_touch(EVALUATION), *NOT_IDENTITY} - {"steps"}
 #: What the supervised reference depends on, besides what is told.
@@ -307,17 +307,26 @@ def _describe(environment: Mapping[str, Any]) -> tuple[dict[str, str], str]:
 def _data_labels(rows: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
     """Names of the data sets that tell apart whatever has other images."""
     configs = [runs[anchor].config for anchor in rows["anchor"]]
-    seeds = pd.Series([str(config.get("data_seed", 0)) for config in configs], rows.index)
-    several = seeds.groupby(rows["data"]).transform("nunique") > 1
+    seeds = pd.Series([f"data seed {config.get('data_seed', 0)}" for config in configs], rows.index)
+    cuts = pd.Series(list(map(_cut, configs)), rows.index)
+    told = (one.where(one.groupby(rows["data"]).transform("nunique") > 1, "") for one in (seeds, cuts))
 
-    def label(data: str, config: Mapping[str, Any], seed: str) -> str:
+    def label(data: str, config: Mapping[str, Any], *told: str) -> str:
         size, channels = config.get("size"), config.get("channels")
         words = [f"{data} (synthetic)" if data == "phantom" else data]
         words += [f"{size} px"] if size and size != 28 else []
         words += [f"{channels} channels"] if channels else []
-        return ", ".join([*words, *([f"data seed {seed}"] if seed else [])])
+        return ", ".join([*words, *filter(None, told)])
 
-    return list(map(label, rows["data"], configs, seeds.where(several, "")))
+    return list(map(label, rows["data"], configs, *told))
+
+
+def _cut(config: Mapping[str, Any]) -> str:
+    """How the data were split."""
+    if not (shares := config.get("split")):
+        return "own splits"
+    anew = "anew " if config.get("resplit") else ""
+    return f"split {anew}{' '.join(f'{share:g}' for share in shares)}, seed {config.get('split_seed', 0)}"
 
 
 def _row_names(rows: pd.DataFrame, runs: Mapping[str, Run]) -> pd.Series:
