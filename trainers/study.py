@@ -13,8 +13,9 @@ The file has three parts, the first two optional::
         total: common                     # the largest number of images that a set can reach at all these ratios
         seed: [0, 1, 2]
 
-A setting of the grid wins over one of the set, that over ``settings``. ``baselines: false`` leaves out the cells that
-judge raw pixels, random initialisation and the supervised reference, one for each subset and seed.
+A setting of the grid wins over one of the set, that over ``settings``. ``baselines: no`` leaves out the cells that
+judge raw pixels, random initialisation and the supervised reference, one for each subset and seed; ``only`` leaves out
+all others, as for a grid of supervised rivals.
 """
 
 import csv
@@ -161,7 +162,9 @@ def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[
         raise InputError(f"{where} is {grid!r}, expected lines of 'setting: value' or 'setting: [values]'")
     axes = {key: _axis(key, value) for key, value in grid.items() if key != "baselines"}
     _refuse_own(where, axes)
-    baselines = coerce("baselines", grid.get("baselines", True), bool, where)
+    baselines = grid.get("baselines", True)
+    if baselines != "only":
+        baselines = coerce("baselines", baselines, bool, where)
     cells = []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
@@ -172,7 +175,8 @@ def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[
         return cells
     bare = [_bare(cell) for cell in cells]
     # Totals are resolved by now, so that no ratios are needed.
-    return [_cell(where, name, "baselines", given | {"baselines": "only"}, []) for given in _distinct(bare)] + cells
+    alone = [_cell(where, name, "baselines", given | {"baselines": "only"}, []) for given in _distinct(bare)]
+    return alone if baselines == "only" else alone + cells
 
 
 def _bare(cell: Cell) -> dict[str, Any]:

@@ -74,6 +74,17 @@ def test_a_grid_at_equal_cost_gives_pairs_of_more_views_fewer_steps(tmp_path: Pa
     assert len({c.run for c in cells}) == 4
 
 
+def test_a_grid_of_baselines_only_is_of_supervised_rivals(tmp_path: Path) -> None:
+    text = "grids: {a: {supervised_loss: [cross-entropy, logit-adjusted], seed: [0, 1], baselines: only}}"
+    text = f"settings: {{supervised_sampler: uniform}}\n{text}"
+    cells = cells_of(text, tmp_path)
+    assert {c.kind for c in cells} == {"baselines"}
+    made = [(c.settings.seed, c.settings.supervised_loss) for c in cells]
+    assert made == list(itertools.product([0, 1], ["cross-entropy", "logit-adjusted"]))
+    assert len({c.run for c in cells}) == 4
+    assert all(c.settings.baselines == "only" for c in cells)
+
+
 def test_label_seeds_are_repeated_within_a_cell_and_leave_other_names_alone(tmp_path: Path) -> None:
     several = cells_of(SMALL + "    label_seeds: [0, 1, 2]\n", tmp_path)
     assert {c.settings.label_seeds for c in several} == {(0, 1, 2)}
@@ -279,7 +290,7 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
         ("grids: {a: {rho: null, total: common}}", "rho is None, expected float"),
         ("settings: {rho: [1, 50]}\ngrids: {a: {total: common}}", r"rho is \[1, 50\], expected float"),
         ("grids: {a: {steps: 2}, a: {steps: 3}}", "'a' is given twice, again in line 1"),
-        ("grids: {a: {baselines: only}}", "grid a: baselines is 'only', expected bool: yes or no"),
+        ("grids: {a: {baselines: alone}}", "grid a: baselines is 'alone', expected bool: yes or no"),
         ("settings: {finetune: perhaps}\ngrids: {a: {}}", "finetune is 'perhaps', expected bool: yes or no"),
         ("grids: {a: {rho: [1, 50], profile: natural}}", "profile natural has no ratio, but rho is 50"),
         ("grids: {a: {rho: [1, 9000], total: common}}", "cannot reach this ratio: beside .* at most"),
