@@ -27,6 +27,7 @@ from amimv import InputError, check_choice, run_command, user_path
 from amimv.files import replacing
 from amimv.tools.report_page.archive import write_archive
 from amimv.tools.report_page.figures import Picture, draw_confusions, draw_projections, draw_recalls, draw_robustness
+from amimv.tools.report_page.rankings import ranking_table
 from amimv.tools.report_page.runs import SUBSET, Study, read_study
 from amimv.tools.report_page.tables import (
     PROBES,
@@ -74,6 +75,7 @@ class DataSection:
     parts: dict[str, list[Part]]
     drops: list[Table]
     gains: list[Table]
+    rankings: Table | None
     robustness: list[Picture]
     pictures: dict[str, Picture]
 
@@ -150,6 +152,7 @@ def build_data(rows: pd.DataFrame, study: Study, settings: ReportSettings, ancho
         dict(sorted(parts.items(), key=lambda item: item[0] != "natural distribution")),
         drops,
         [table for part in split_parts(rows) if (table := gain_table(judged(part, _column(settings))))],
+        ranking_table(rows),
         robustness,
         {words: one for words, one in pictures.items() if one},
     )

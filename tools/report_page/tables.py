@@ -33,6 +33,7 @@ class Table:
         notes: what a reader must know.
         more: the first column that a page shows on demand only.
         runs: (seed, anchor) of the runs behind each row, by its name.
+        ranked: whether the largest value of a column is the best.
     """
 
     title: str
@@ -41,12 +42,13 @@ class Table:
     notes: tuple[str, ...] = ()
     more: int = 99
     runs: Mapping[str, list[tuple[int, str]]] | None = None
+    ranked: bool = True
 
     def best(self) -> pd.DataFrame:
         """Whether a value is its column's largest, of two or more that are of no baseline."""
         unranked = [column for column in self.values if column.startswith(UNRANKED)]
         methods = self.values.loc[~self.values.index.map(is_baseline)].drop(columns=unranked)
-        best = (methods == methods.max()) & (methods.count() > 1)
+        best = (methods == methods.max()) & (methods.count() > 1) & self.ranked
         return best.reindex(index=self.values.index, columns=self.values.columns, fill_value=False)
 
     def lines(self) -> Iterator[tuple[str, bool, list[tuple[str, float, bool]]]]:
