@@ -22,8 +22,10 @@ from amimv.files import replacing
 #: timm's modules of ViTs that can be told to take images of any size, by resampling their position embedding.
 PLAIN_VITS = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "deit", "eva")
 
-#: Name of the default: a ResNet of 0.31 M parameters that two CPU cores train in minutes.
+#: Name of the default: a ResNet of 0.21 M parameters that two CPU cores train in minutes.
 SMALL = "small"
+#: The default of before, of 0.31 M parameters: as `small` in exports and studies of 0.1 and 0.2.
+SMALL_V1 = "small-v1"
 #: Beginning of a name at the hub, as timm writes it.
 HUB = "hf-hub:"
 #: What an exported backbone is read from.
@@ -35,7 +37,7 @@ class BackboneSpec:
     """All it takes to build a backbone again.
 
     Attributes:
-        name: ``small`` or a timm model name.
+        name: ``small``, ``small-v1`` or a timm model name.
         channels: of the images, 1 or 3.
         size: of the images it is built for, in pixels.
         mean, std: the channel statistics it was trained with, in units of [0, 1].
@@ -61,18 +63,8 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
     Raises:
         InputError: unknown name, or a network that cannot take images of this size.
     """
-    if spec.name == SMALL:
-        small = ResNet(
-            BasicBlock,
-            (1, 1, 1, 1),
-            0,
-            spec.channels,
-            stem_type="deep",
-            stem_width=8,
-            channels=(16, 32, 64, 128),
-        )
-        small.maxpool = nn.Identity()
-        return small.to(memory_format=torch.channels_last)
+    if spec.name in OWN:
+        return OWN[spec.name](spec.channels).to(memory_format=torch.channels_last)
     _check_name(spec.name)
     network = _build_timm(spec)
     # Contiguous weights here, since one layer in channels-last hands its layout on to the next.
@@ -81,9 +73,29 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
     return network.to(memory_format=torch.channels_last) if safe else network
 
 
+def _small(channels: int) -> nn.Module:
+    """Maps of 14, 14, 7 and 4 a side from 28 pixels, the last of 128 channels: how it was chosen is told in
+    docs/backbones.md."""
+    small = ResNet(BasicBlock, (1, 1, 1), 0, channels, stem_type="deep", stem_width=8, channels=(16, 32, 128))
+    small.conv1 = nn.Conv2d(channels, 16, 3, stride=2, padding=1, bias=False)
+    nn.init.kaiming_normal_(small.conv1.weight, mode="fan_out", nonlinearity="relu")
+    small.maxpool, small.layer4 = nn.Identity(), nn.Identity()
+    return small
+
+
+def _small_v1(channels: int) -> nn.Module:
+    small = ResNet(BasicBlock, (1, 1, 1, 1), 0, channels, stem_type="deep", stem_width=8, channels=(16, 32, 64, 128))
+    small.maxpool = nn.Identity()
+    return small
+
+
+#: Networks that are not timm's by a name, from the images' channels.
+OWN = {SMALL: _small, SMALL_V1: _small_v1}
+
+
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
-        hint = did_you_mean(name.strip(), [SMALL, *timm.list_models()], "{} ", cutoff=0.5)
+        hint = did_you_mean(name.strip(), [*OWN, *timm.list_models()], "{} ", cutoff=0.5)
         raise InputError(f"unknown backbone {shown(name)}: {hint}give '{SMALL}' or a model of timm.list_models()")
     try:
         timm.get_pretrained_cfg(name)
@@ -146,7 +158,7 @@ def _check_patches(network: nn.Module, size: int) -> None:
 
 def stem_is_changed(spec: BackboneSpec) -> bool:
     """Whether the network differs from what timm builds by name and arguments."""
-    return spec.name == SMALL or (not _is_fixed(spec.name) and spec.size <= 128)
+    return spec.name in OWN or (not _is_fixed(spec.name) and spec.size <= 128)
 
 
 def _widen_stem(network: nn.Module, spec: BackboneSpec) -> None:
@@ -283,7 +295,7 @@ def timm_note(spec: BackboneSpec) -> str:
     """Why timm alone cannot build the network, in one line; empty if it can."""
     if not stem_is_changed(spec):
         return ""
-    why = "it is no network of timm's" if spec.name == SMALL else f"its stem was changed for {spec.size} pixels"
+    why = "it is no network of timm's" if spec.name in OWN else f"its stem was changed for {spec.size} pixels"
     return f"timm alone cannot build this network ({why}): load it with amimv.models.load_backbone"
 
 
@@ -328,7 +340,9 @@ def load_backbone(folder: Path | str, device: torch.device | str = "cpu") -> tup
     fields: dict[str, Any] = json.loads((path / "backbone.json").read_text())
     # JSON has lists for tuples.
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    spec = BackboneSpec(**known)
+    spec, state = BackboneSpec(**known), load_file(path / "model.safetensors")
+    if spec.name == SMALL and any(name.startswith("layer4.") for name in state):
+        spec = replace(spec, name=SMALL_V1)
     network = build_backbone(spec)
-    network.load_state_dict(load_file(path / "model.safetensors"))
+    network.load_state_dict(state)
     return network.to(device).eval(), spec

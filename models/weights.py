@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from amimv import InputError, first_line, shown, told, user_path
-from amimv.models.backbones import HUB, SMALL, BackboneSpec, find_export
+from amimv.models.backbones import HUB, OWN, BackboneSpec, find_export
 
 #: Beginnings of what timm itself looks for: on its hub, and in a folder with a config.json.
 TIMM_SOURCES = (HUB, "local-dir:")
@@ -149,8 +149,8 @@ def read_weights(source: str, name: str) -> State:
 
 def from_timm(name: str) -> nn.Module:
     """timm's network of that name with its pretrained weights, as timm builds it for its own image size."""
-    if name == SMALL:
-        raise InputError(f"backbone '{SMALL}' has no weights at timm: give --backbone with a model of timm, or a file")
+    if name in OWN:
+        raise InputError(f"backbone '{name}' has no weights at timm: give --backbone with a model of timm, or a file")
     try:
         with torch.random.fork_rng(devices=()):  # what it draws for the layers that are overwritten
             network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)

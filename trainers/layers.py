@@ -157,7 +157,7 @@ def _layered(
     method = first("method", PretrainSettings.method)
     cls = settings_class(method)
     data, preset = first("data", PretrainSettings.data), first("preset", PretrainSettings.preset)
-    small = data == PretrainSettings.data or first("backbone", PretrainSettings.backbone) == "small"
+    small = data == PretrainSettings.data or first("backbone", PretrainSettings.backbone).startswith("small")
     chosen = (preset_of(data) or PHOTOGRAPH) if preset == AUTO else preset
     check_preset(chosen)
 

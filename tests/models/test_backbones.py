@@ -43,14 +43,23 @@ def has_max_pool(network: nn.Module) -> bool:
     return any(isinstance(module, nn.MaxPool2d) for module in network.modules())
 
 
-def test_small_is_small() -> None:
-    network = build_backbone(BackboneSpec())
-    assert 0.30e6 < sum(p.numel() for p in network.parameters()) < 0.32e6
+@pytest.mark.parametrize(("name", "millions", "side"), [("small", 0.21, 4), ("small-v1", 0.31, 2)])
+def test_small_is_small(name: str, millions: float, side: int) -> None:
+    network = build_backbone(BackboneSpec(name))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
     assert network.num_features == 128
-    assert feature_map(network, 3, 28) == (128, 2, 2)
+    assert feature_map(network, 3, 28) == (128, side, side)
     assert not has_max_pool(network)
     assert encode(network, draw_views(3, 28)).shape == (3, 128)
     assert encode(network, draw_views(3, 12)).shape == (3, 128)  # a local crop
+
+
+def test_an_export_of_the_small_backbone_of_before_is_what_it_was(tmp_path: Path) -> None:
+    network, views = build_backbone(BackboneSpec("small-v1")).eval(), draw_views(3, 28)
+    save_backbone(network, BackboneSpec("small"), tmp_path)
+    again, spec = load_backbone(tmp_path)
+    assert spec.name == "small-v1"
+    assert torch.equal(encode(again, views), encode(network, views))
 
 
 @pytest.mark.parametrize(
