@@ -133,7 +133,10 @@ NO_STRENGTHS = Idle("recipe {recipe} has no hard and soft strength", lambda s: n
 NO_PARTNER = Idle("recipe {recipe} has no partner", lambda s: one_image(s) and s.partner != "uniform")
 PARTNERED = Idle("recipe {recipe} has partners", lambda s: not one_image(s))
 NO_LOCAL_CROPS = Idle("recipe {recipe} has no local crops", lambda s: "L" not in letters(s))
-NO_GROUPS = Idle("the partner is {partner}, not same-group", lambda s: s.partner != SAME_GROUP and not s.split)
+NO_GROUPS = Idle(
+    "the partner is {partner}, not same-group, and nothing is split or evaluated",
+    lambda s: s.partner != SAME_GROUP and not s.split and not s.evaluate,
+)
 NOT_CUT = Idle("no split is given", lambda s: not s.split)
 NO_BETA = Idle("no sampler is effective-number", lambda s: "effective-number" not in (s.sampler, s.partner))
 NO_CLUSTERS = Idle("no sampler is cluster-balanced", lambda s: "cluster-balanced" not in (s.sampler, s.partner))

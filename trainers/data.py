@@ -74,6 +74,20 @@ class Splits:
         rest = torch.ones(len(val), dtype=torch.bool, device=val.device).index_fill(0, learnt, False)
         return cls(val.subset(learnt), val.subset(rest.nonzero().squeeze(1)), held_out.test, train)
 
+    def unleaked(self) -> torch.Tensor | None:
+        """Which test images are of no group (patient, lesion, slide) that images for training are of.
+
+        Returns:
+            ``(M,)`` ``bool`` on the device of the test images; None where groups are unknown, or where that is all
+            of the images or none.
+        """
+        learnt = [self.train] if self.unlabelled is None else [self.train, self.unlabelled]
+        groups = [store.groups for store in learnt if store.groups is not None]
+        if self.test.groups is None or len(groups) < len(learnt):
+            return None
+        apart = ~leaked(torch.cat(groups), self.test.groups)
+        return apart if 0 < int(apart.sum()) < len(apart) else None
+
 
 def best_device() -> str:
     """Where a command without a launcher works."""

@@ -99,7 +99,8 @@ class DataSettings:
     )
     groups: str | None = setting(
         None,
-        "of images of one patient, lesion or slide, for the partner same-group and for split: a column of "
+        "of images of one patient, lesion or slide, for the partner same-group, for split, and for the score on test "
+        "images that share none with training: a column of "
         "NAME_index.csv beside the data, or FILE.csv:COLUMN; unset: those that a csv:FILE or an .npz has",
         roles=(ALONE, SPLIT),
         idle=conditions.NO_GROUPS,

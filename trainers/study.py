@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from amimv import InputError, check_choice, did_you_mean, shown
 from amimv.fields import NOTHING
@@ -55,7 +55,9 @@ from amimv.trainers.yaml_values import coerce, read_yaml
 PARTS = ("settings", "sets", "grids")
 #: Settings whose value is a list: in a grid they are one value, not an axis.
 LISTS = tuple(
-    name for name, kind in get_type_hints(settings_class(PretrainSettings.method)).items() if get_origin(kind) is tuple
+    name
+    for name, kind in get_type_hints(settings_class(PretrainSettings.method)).items()
+    if any(get_origin(one) is tuple for one in (kind, *get_args(kind)))  # or unset
 )
 #: Settings that the study itself decides about.
 OWN = ("output", "name", "config", "resume", "baselines", "indices", "evaluate")
@@ -232,7 +234,7 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     train = _training_split(split)
     if isinstance(train, InputError):
         if settings.data not in medmnist_names():
-            raise train
+            raise InputError(f"{where}: {train}") from train
         return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
         ratios = tuple(settings_from(given | {"total": None, "rho": rho}, where).rho for rho in rhos)

@@ -291,7 +291,10 @@ def _share(wanted: _Wanted, title: str, known: Arrays, sizes: Mapping[str, int],
             f"or give --resplit to join them and cut them anew{unread}"
         )
     by = torch.arange(sum(sizes.values())) if labels is None and groups is None else groups
-    parts = split_indices(labels, w.shares, by, w.split_seed, None if labels is None else known.class_names)
+    try:
+        parts = split_indices(labels, w.shares, by, w.split_seed, None if labels is None else known.class_names)
+    except InputError as error:
+        raise InputError(f"{title}: {error}") from error
     if w.tells:
         joined = f"its own splits ({_counts(sizes)} images) joined and " if w.resplit else ""
         apart = "; no groups: by image" if w.resplit else ""

@@ -415,6 +415,22 @@ def test_other_splits_of_one_set_are_other_tables(tmp_path: Path) -> None:
     assert set(read_study([tmp_path / "cut2"]).rows["data"]) == {"retinamnist"}
 
 
+def test_scores_without_leaks_are_a_column_where_there_are_some(study: Study, tmp_path: Path) -> None:
+    name = "unleaked_balanced_accuracy"
+    for seed, (knn, linear) in enumerate([(0.25, 0.5), (0.75, 0.5)]):
+        probes = ({VAL: 0.9, name: knn}, {VAL: 0.1, name: linear, "probe": "linear"}, PIXELS)
+        write_run(tmp_path / f"run{seed}", [{"seed": seed} | one for one in probes], seed=seed)
+    found = read_study([tmp_path])
+    table = build_part(found.rows, found, ReportSettings(())).table
+    mine = table.texts.loc["mimv on amimv-views"]
+    assert (mine["leak-free"], table.texts.loc["raw pixels"]["leak-free"]) == ("50.0 ± 35.4", "-")  # of kNN
+    assert list(table.texts).index("leak-free") < table.more
+    assert any(note.startswith("leak-free: on test images of no patient") for note in table.notes)
+    assert long_form(found.rows)[f"{name}_mean"].dropna().tolist() == [0.5, 0.5]
+    assert "leak-free" not in table_at(study, 1.0).texts
+    assert not [column for column in long_form(study.rows) if "unleaked" in column]
+
+
 def write_plan(folder: Path, lines: list[dict[str, Any]]) -> None:
     empty = dict.fromkeys(PLAN_COLUMNS, "") | {"profile": "exp", "total": 0}
     pd.DataFrame([empty | line for line in lines]).to_csv(folder / "plan.csv", index=False)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from amimv import InputError
@@ -189,6 +190,41 @@ def test_a_dry_run_goes_on_past_a_cell_that_cannot_be_trained(
     assert len(re.findall(r"│ +[\d,]+ s │", shown)) == 2
     assert shown.count(" fails │") == 1
     assert "resnet99" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("views: 511, batch_size: 256, recipe: two-view", "rho 1: views is 511, but one step renders 512"),
+        ("steps: 1, rho: 100, label_fractions: [0.9999], label_seeds: [0, 1]", "only 1 can differ: give fewer seeds"),
+        ("steps: 1, split: [0.6, 0.2, 0.2], resplit: yes", "own: class 1 has 2 group(s) of images, but each of the 3"),
+    ],
+)
+def test_what_no_cell_could_be_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: str,
+    message: str,
+) -> None:
+    """A class of four images that are of two lesions, in two of the splits that the data come with."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28, 3), dtype=np.uint8)
+    arrays: dict[str, np.ndarray] = {}
+    for split, rare in (("train", (7, 7)), ("val", ()), ("test", (7, 8))):
+        arrays[f"{split}_labels"] = np.arange(12) // (12 - len(rare))
+        arrays |= {f"{split}_images": images, f"{split}_groups": np.array([*range(20, 32 - len(rare)), *rare])}
+    np.savez(tmp_path / "own.npz", **arrays)  # type: ignore[arg-type]
+    data = tmp_path / "own.npz" if "resplit" in settings else "phantom"
+    path = write(tmp_path, f"grids: {{a: {{method: simclr, data: {data}, {settings}}}}}")
+    for flags in (["--dry-run"], []):
+        monkeypatch.setattr("sys.argv", ["benchmark.py", str(path), "--output", str(tmp_path / "out"), *flags])
+        with pytest.raises(SystemExit) as status:
+            module.main()
+        assert status.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{path}: grid a: " in line
+        assert message in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_sizes_have_costs_of_their_own(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

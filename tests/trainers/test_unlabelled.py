@@ -141,7 +141,11 @@ def test_pairs_of_one_patient(beside: bool, tmp_path: Path, monkeypatch: pytest.
 
 def test_groups_without_use_are_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "amimv")
-    resolve(["--groups", "patient"])
-    assert said(caplog) == ["no effect here: groups: the partner is uniform, not same-group"]
+    resolve(["--groups", "patient"])  # the evaluation tells which test images leak
+    resolve(["--groups", "patient", "--no-evaluate", "--split", "0.7", "0.1", "0.2"])
+    assert said(caplog) == []
+    resolve(["--groups", "patient", "--no-evaluate"])
+    told = "no effect here: groups: the partner is uniform, not same-group, and nothing is split or evaluated"
+    assert said(caplog) == [told]
     with pytest.raises(InputError, match="unknown partner sampler 'same_group': did you mean same-group"):
         resolve(["--partner", "same_group"])

@@ -21,7 +21,14 @@ from amimv.fields import EVALUATION
 from amimv.trainers.data_settings import ALONE
 from amimv.trainers.evaluation import COLUMNS
 from amimv.trainers.evaluation.metrics import SCORES
-from amimv.trainers.evaluation.results import FROZEN, INITIAL, SUPERVISED_INITIAL, WITHOUT_LABELS, kind_of
+from amimv.trainers.evaluation.results import (
+    FROZEN,
+    INITIAL,
+    SUPERVISED_INITIAL,
+    UNLEAKED,
+    WITHOUT_LABELS,
+    kind_of,
+)
 from amimv.trainers.layers import modernised, second_words
 from amimv.trainers.settings import METHODS, every_setting, of_role, settings_class, that_touch
 from amimv.trainers.study import NOT_IDENTITY, PLAN_COLUMNS
@@ -30,7 +37,7 @@ from amimv.trainers.study import NOT_IDENTITY, PLAN_COLUMNS
 Folder = Path | zipfile.Path
 NUMBERS = (
     *("rho", "realised_ratio", "total", "n_train", "label_fraction", "seed", "steps", "val_balanced_accuracy"),
-    *(*SCORES, *WITHOUT_LABELS),
+    *(*SCORES, UNLEAKED, *WITHOUT_LABELS),
 )
 #: Without these a line says nothing; `revision` is the last, which a torn line lacks.
 NEEDED = ["data", "features", "rho", "n_train", "label_fraction", "seed", "balanced_accuracy", "revision"]

@@ -11,7 +11,7 @@ from amimv.tools.report_page.runs import BASELINES, SUBSET, Predictions, Run, St
 from amimv.trainers.comparisons import SOURCES, Interval
 from amimv.trainers.evaluation import class_thirds
 from amimv.trainers.evaluation.metrics import SCORES
-from amimv.trainers.evaluation.results import FROZEN, SUPERVISED_INITIAL
+from amimv.trainers.evaluation.results import FROZEN, LEAK_FREE, SUPERVISED_INITIAL, UNLEAKED
 
 #: Columns of probes, with the probes in them. The majority class has none and stands in all.
 PROBES = {"kNN": ("knn", ""), "linear": ("linear", ""), "fine-tuned": ("fine-tuned", "classifier", "")}
@@ -108,7 +108,7 @@ def main_table(
     rows: pd.DataFrame, own: pd.DataFrame, leads: Mapping[str, Interval], reference: str, runs: Mapping[str, Run]
 ) -> Table:
     """Balanced accuracy of every probe and the lead of the reference; on demand more of the probe by which a row is
-    judged. A column without a value is left out.
+    judged, which ``leak-free`` is by, too. A column without a value is left out.
 
     Args:
         rows: results of one subset and label fraction.
@@ -118,6 +118,7 @@ def main_table(
         runs: by anchor.
     """
     columns = {c: pick(rows, c)["balanced_accuracy"] for c in PROBES}
+    columns[LEAK_FREE] = own[UNLEAKED]
     more = [score for score in SCORES if score != "balanced_accuracy"]
     columns |= {score.replace("_f1", " F1").replace("auc", "AUC"): own[score] for score in more}
     columns |= {f"validation: {c}": pick(rows, c)["val_balanced_accuracy"] for c in PROBES}
@@ -134,7 +135,9 @@ def main_table(
         if column == "seeds" or rows[level].nunique() > 1:
             beside[column] = (names[level].nunique().astype(str), names[level].nunique())
     shown = [c for c in values if others[c].notna().any()]
-    place = sum(c in PROBES for c in shown)
+    place = sum(c in (*PROBES, LEAK_FREE) for c in shown)
+    if LEAK_FREE in shown:
+        notes.append(f"{LEAK_FREE}: on test images of no patient, lesion or slide that training images are of.")
     texts = texts.assign(**{c: text for c, (text, _) in beside.items()}).replace("", DASH).fillna(DASH)
     values = values.assign(**{c: value for c, (_, value) in beside.items()}).astype(float)
     if leads:
@@ -281,7 +284,8 @@ def long_form(rows: pd.DataFrame) -> pd.DataFrame:
     keys = [*SUBSET, "label_fraction", "name", "probe"]
     grouped, several = rows.groupby(keys, sort=False), rows.groupby(keys)["label_seed"].nunique().max() > 1
     columns: dict[str, pd.Series] = {}
-    for metric in (*sorted(SCORES, key="balanced_accuracy".__ne__), "val_balanced_accuracy"):
+    leak_free = [UNLEAKED] if rows[UNLEAKED].notna().any() else []
+    for metric in (*sorted(SCORES, key="balanced_accuracy".__ne__), *leak_free, "val_balanced_accuracy"):
         by_seed, by_draw = (rows.groupby([*keys, level])[metric].mean().groupby(keys) for level in LEVELS)
         columns[f"{metric}_mean"], columns[f"{metric}_std"] = by_seed.mean(), by_seed.std()
         columns |= {f"{metric}_std_draws": by_draw.std()} if several else {}

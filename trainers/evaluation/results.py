@@ -26,6 +26,11 @@ EVALUATION = "an evaluation"
 #: Scores that need no labels, of the features themselves: the same in every row of theirs; see `judge_without_labels`.
 WITHOUT_LABELS = ("rankme", "rankme_embeddings", "cluster_knn")
 
+#: Balanced accuracy on the test images that `Splits.unleaked` gives; empty where that is None.
+UNLEAKED = "unleaked_balanced_accuracy"
+#: What tables call it.
+LEAK_FREE = "leak-free"
+
 COLUMNS = [
     "run",
     "data",
@@ -47,6 +52,7 @@ COLUMNS = [
     "steps",
     "val_balanced_accuracy",
     *SCORES,
+    UNLEAKED,
     *WITHOUT_LABELS,
     "revision",
 ]
@@ -125,6 +131,7 @@ def result_row(
     test: ImageStore,
     fraction: float = 1.0,
     thirds_by: Sequence[int] | None = None,
+    unleaked: Tensor | None = None,
 ) -> dict[str, Any]:
     """The columns of a row that say what came out; what trained the features is for whoever knows it to add.
 
@@ -133,6 +140,8 @@ def result_row(
         labelled, val, test: images of one data set.
         fraction: which share of the training labels ``labelled`` has.
         thirds_by: training images of each class, which decide about head and tail; None: those of ``labelled``.
+        unleaked: ``(M,)`` ``bool``, the test images of no group that was trained on; None where that is unknown or
+            all of them.
     """
     counts = labelled.class_counts()
     truth, scores = (values.cpu().numpy() for values in (test.known_labels(EVALUATION), judged.test))
@@ -140,6 +149,10 @@ def result_row(
     if result.auc is None:
         logger.info("no AUC for %s %s: %s", judged.features, judged.probe, result.auc_note)
     values = {name: getattr(result, name) for name in SCORES}
+    values[UNLEAKED] = None
+    if unleaked is not None:
+        apart = unleaked.to(judged.test.device)
+        values[UNLEAKED] = float(balanced_accuracy(judged.test[apart], test.known_labels(EVALUATION)[apart]))
     values |= {name: judged.without_labels.get(name) for name in WITHOUT_LABELS}
     return {
         "data": test.name,
@@ -162,13 +175,18 @@ def write_results(rows: list[dict[str, Any]], path: Path | str) -> None:
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
-    """The rows for people, in percent; of several draws of the labels means, of the first score ± std."""
+    """The rows for people, in percent; of several draws of the labels means, of the first score ± std. There is a
+    column ``leak-free`` where a row has such a score.
+    """
     table = Table(title=title, title_justify="left")
     shown = sorted(SCORES, key="balanced_accuracy".__ne__)  # that first, the others as they are
+    if apart := any(row.get(UNLEAKED, "") != "" for row in rows):
+        shown.insert(1, UNLEAKED)
     for name in ("features", "probe", "labels"):
         table.add_column(name, no_wrap=True)
     for name in shown:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=name == shown[0])
+        header = LEAK_FREE if name == UNLEAKED else name.replace("_", " ")
+        table.add_column(header, justify="right", no_wrap=name in shown[: 1 + apart])
     names = {"random": "random initialisation", "majority": "majority class"}
     draws: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -184,4 +202,4 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
         table.add_row(names.get(row["features"], row["features"]), probe, label, *values, style=style)
     # Frozen models have long names, and numbers are not to be cut for them.
     longest = max((len(row["features"]) for row in rows), default=0)
-    Console(width=120 + max(0, longest - len(names["random"]))).print(table)
+    Console(width=120 + 12 * apart + max(0, longest - len(names["random"]))).print(table)

@@ -172,7 +172,7 @@ def evaluate_features(
         pretrained backbone, ``projection``: its features' first two principal components, ``(N, 2)``.
     """
     # Which classes are head and tail is decided by the training images: among a few labels all may be as many.
-    rows, thirds_by = [], splits.train.class_counts()
+    rows, thirds_by, unleaked = [], splits.train.class_counts(), splits.unleaked()
     arrays = {
         "labels": splits.test.known_labels(EVALUATION).cpu().numpy(),
         "train_counts": np.array(thirds_by),
@@ -181,7 +181,7 @@ def evaluate_features(
     found = judge(settings, splits, spec, pretrained, own, projector)
     judged = sorted(found, key=lambda j: (j[0].fraction, ORDER.index(kind_of(j[1].features))))
     for i, (draw, one) in enumerate(judged):
-        result = result_row(one, draw.labelled, splits.val, splits.test, draw.fraction, thirds_by)
+        result = result_row(one, draw.labelled, splits.val, splits.test, draw.fraction, thirds_by, unleaked)
         own_columns = _columns(settings, splits.train, one.features, revision, run)
         rows.append(own_columns | result | {"label_seed": "" if draw.seed is None else draw.seed})
         predicted = one.test > 0.5 if splits.test.multi_label else one.test.argmax(dim=1)
