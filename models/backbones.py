@@ -303,6 +303,11 @@ def _json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
+def name_by_weights(name: str, state: Iterable[str]) -> str:
+    """What the network is called now that an export of these tensors calls so: ``small`` was another one before."""
+    return SMALL_V1 if name == SMALL and any(key.startswith("layer4.") for key in state) else name
+
+
 def find_export(source: Path | str) -> Path:
     """The folder of an exported backbone.
 
@@ -341,8 +346,7 @@ def load_backbone(folder: Path | str, device: torch.device | str = "cpu") -> tup
     # JSON has lists for tuples.
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
     spec, state = BackboneSpec(**known), load_file(path / "model.safetensors")
-    if spec.name == SMALL and any(name.startswith("layer4.") for name in state):
-        spec = replace(spec, name=SMALL_V1)
+    spec = replace(spec, name=name_by_weights(spec.name, state))
     network = build_backbone(spec)
     network.load_state_dict(state)
     return network.to(device).eval(), spec

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from amimv import InputError, first_line, shown, told, user_path
-from amimv.models.backbones import HUB, OWN, BackboneSpec, find_export
+from amimv.models.backbones import HUB, OWN, BackboneSpec, find_export, name_by_weights
 
 #: Beginnings of what timm itself looks for: on its hub, and in a folder with a config.json.
 TIMM_SOURCES = (HUB, "local-dir:")
@@ -308,7 +308,7 @@ def _check_fit(fitting: State, state: State, own: Mapping[str, Tensor], spec: Ba
     if found >= FITTING * (wanted + len(strange)):
         return
     more = f", and {len(strange)} more are of layers that it does not have" if found and strange else ""
-    hint = _architecture(source)
+    hint = name_by_weights(_architecture(source), state)
     raise InputError(
         f"{source} holds weights of another network: {found} of the {wanted} tensors of backbone '{spec.name}' match "
         f"by name and shape{more}: give {f'--backbone {hint}' if hint and hint != spec.name else 'others'}"

@@ -33,6 +33,8 @@ CONFIGS = Path(__file__).parent / "configs"
 LENGTHS = ("epochs", "steps", "views", "minutes")
 #: The preset that stands for the one of the data's kind of images, and the kind where nothing is known.
 AUTO, PHOTOGRAPH = "auto", "photograph"
+#: What is in every run's ``config.yaml``, and in no other file.
+WHOLE = {"output", "name", "data_seed", "backbone"}
 #: Settings of version 0.1.0 that are an override of ``second`` now, and the operation's setting that each overrides.
 SECOND_OF_OLD = {f"second_{name}": name for name in ("crop_min", "jitter_p", "grey_p", "blur_p", "solarise_p")}
 
@@ -41,12 +43,14 @@ def modernised(content: Mapping[str, Any], known: Mapping[str, Field]) -> dict[s
     """What a file says, in the words of this version: see the table of docs/settings.md.
 
     Before 0.2.0 a setting was left unset by an empty text, or by a 0 that it cannot be, and side b's view had five
-    settings of its own.
+    settings of its own. The backbone `small` of a run's ``config.yaml`` that lacks `resplit` is `small-v1`.
     """
     second = {name: content[old] for old, name in SECOND_OF_OLD.items() if old in content}
     kept = {name: value for name, value in content.items() if name not in SECOND_OF_OLD}
     if second and isinstance(kept.get("second", {}), dict):
         kept["second"] = second | kept.get("second", {})
+    if kept.get("backbone") == "small" and content.keys() >= WHOLE and "resplit" not in content:
+        kept["backbone"] = "small-v1"
     return {name: None if name in known and _was_unset(value, known[name]) else value for name, value in kept.items()}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from amimv.tools.report import ReportSettings, split_parts
+from amimv.tools.report import split_parts
 from amimv.tools.report_page.runs import read_study
 from amimv.tools.report_page.tables import judged
 from amimv.tools.report_page.verdicts import choose, compute_leads

@@ -39,7 +39,20 @@ from amimv.trainers.study import read_study
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "data" / "run-0.1.zip"
 #: Two steps on the old run's images; its backbone is a file that weights can come from.
-FLAGS = ("--data", "tiny.npz", "--steps", "2", "--batch-size", "16", "--threads", "1", "--knn-every", "0")
+FLAGS = (
+    "--data",
+    "tiny.npz",
+    "--backbone",
+    "small-v1",
+    "--steps",
+    "2",
+    "--batch-size",
+    "16",
+    "--threads",
+    "1",
+    "--knn-every",
+    "0",
+)
 QUICK = (*FLAGS, "--method", "byol", "--no-evaluate", "--name", "new")
 NEW = Path("runs/new")
 
@@ -150,7 +163,7 @@ def save_vit() -> None:
         (lambda: Path("weights.pth").touch(), ("--init", "weights.pth"), "weights.pth is empty"),
         (lambda: torch.save(nn.Linear(2, 2), "weights.pth"), ("--init", "weights.pth"), "could run code"),
         (lambda: None, ("--init", "weights.pth"), "no initial weights at weights.pth: give random, timm"),
-        (lambda: None, ("--init", "timm"), "backbone 'small' has no weights at timm"),
+        (lambda: None, ("--init", "timm"), "backbone 'small-v1' has no weights at timm"),
         (lambda: None, ("--init", ""), "init is empty: give one, or leave it out"),
         (
             lambda: None,
@@ -316,7 +329,7 @@ def test_the_report_and_the_card_have_the_rows(judged: Path) -> None:
 def test_baselines_alone_start_from_the_weights(judged: Path, pretrain_here: Callable[..., int]) -> None:
     del judged
     only = ("--baselines", "only", "--name", "only", "--init", "runs/old/backbone", "--supervised-steps", "0")
-    assert pretrain_here("--data", "tiny.npz", "--threads", "1", *only, "--init-baselines") == 0
+    assert pretrain_here(*FLAGS, *only, "--init-baselines") == 0
     assert [name for name, _ in rows_of(Path("runs/only"))][-1] == "initial weights"
     evaluate(EvaluateSettings("runs/only", frozen=("local-dir:frozen",)))
     rows = rows_of(Path("runs/only"))

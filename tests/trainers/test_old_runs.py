@@ -67,7 +67,7 @@ def test_an_export_is_evaluated(old_run: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_config_means_what_its_command_meant() -> None:
     by_command, _ = resolve(COMMAND.split())
-    assert from_yaml(CONFIG) == replace(by_command, resume="no")
+    assert from_yaml(CONFIG) == replace(by_command, resume="no", backbone="small-v1")
 
 
 def test_zero_and_the_empty_text_are_unset(old_run: Path) -> None:
