@@ -39,7 +39,8 @@ from amimv.trainers.study import read_study
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "data" / "run-0.1.zip"
 #: Two steps on the old run's images; its backbone is a file that weights can come from.
-FLAGS = "--data tiny.npz --backbone small-v1 --steps 2 --batch-size 16 --threads 1 --knn-every 0".split()
+OLD = ("--data", "tiny.npz", "--backbone", "small-v1", "--threads", "1")
+FLAGS = (*OLD, "--steps", "2", "--batch-size", "16", "--knn-every", "0")
 QUICK = (*FLAGS, "--method", "byol", "--no-evaluate", "--name", "new")
 NEW = Path("runs/new")
 
