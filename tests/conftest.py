@@ -1,5 +1,6 @@
 """What all tests share: one thread, and the folder of real data where it exists."""
 
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -53,6 +54,12 @@ def record(request: pytest.FixtureRequest) -> bool:
 def _one_thread() -> None:
     """Tiny tensors on two busy threads cost more than they gain."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_a_library() -> None:
+    """A command that an earlier test ran within this process has made the log speak."""
+    logging.getLogger("amimv").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
