@@ -25,7 +25,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write ``step-N.pt`` atomically (write, fsync, rename) and delete all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"step-{step:08d}.pt", "wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # Where writing fails within a large tensor, torch's own complaint on closing the file hides the reason.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     for old in (*_newest_first(folder)[KEPT:], *folder.glob("*.partial")):  # of a process that was killed
         old.unlink()
 
