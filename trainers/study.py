@@ -33,7 +33,7 @@ from amimv.fields import NOTHING
 from amimv.files import replacing
 from amimv.pipelines import ImageStore, largest_total
 from amimv.pipelines.names import FILES
-from amimv.pipelines.sources.npz import medmnist_names
+from amimv.pipelines.sources.npz import NotDownloaded, medmnist_names
 from amimv.trainers.conditions import read_second
 from amimv.trainers.data import load_split, subset_indices
 from amimv.trainers.data_settings import ALONE, SPLIT, SUBSET
@@ -80,7 +80,7 @@ class Cell:
         data: name of the data set, as in the results.
         given: the settings that the study gives, by name, ``total`` and aliases resolved.
         settings: all of them.
-        problem: why the data cannot be had here; empty if it can.
+        problem: why the data cannot be downloaded; empty if they are here.
     """
 
     grid: str
@@ -111,7 +111,8 @@ def read_study(path: Path) -> list[Cell]:
     """All cells of a study, seed by seed, the baselines first: a part of a study that was cut short is one, too.
 
     Raises:
-        InputError: for an unknown key, method or data set, a bad value, or a ratio that a set cannot reach.
+        InputError: for an unknown key, method or data set, a bad value, data that cannot be read, or a ratio that a
+            set cannot reach.
     """
     content = read_yaml(path)
     _check_keys(content, PARTS, f"{path}")
@@ -219,7 +220,7 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
         rhos: all ratios of the grid, which ``total: common`` is for.
 
     Raises:
-        InputError: a setting that cannot be, or a ratio that the set cannot reach.
+        InputError: a setting that cannot be, data that cannot be read, or a ratio that the set cannot reach.
     """
     if kind == "cell":
         given = given | {"baselines": "no"}
@@ -231,10 +232,11 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
     if "second" in given:
         given = given | {"second": second_words(given["second"])}
     split = _of_split(settings)
-    train = _training_split(split)
-    if isinstance(train, InputError):
-        if settings.data not in medmnist_names():
-            raise InputError(f"{where}: {train}") from train
+    try:
+        train = _training_split(split)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if isinstance(train, NotDownloaded):
         return Cell(grid, kind, _run_name(kind, settings, ""), settings.data, given, settings, str(train))
     if common:
         ratios = tuple(settings_from(given | {"total": None, "rho": rho}, where).rho for rho in rhos)
@@ -255,16 +257,20 @@ def _cell(where: str, grid: str, kind: str, given: dict[str, Any], rhos: list[An
 
 
 def _of_split(settings: PretrainSettings) -> PretrainSettings:
-    """Only what decides which published split is read."""
+    """Only what decides which training split is read."""
     return PretrainSettings(**{name: getattr(settings, name) for name in of_role(SPLIT)})
 
 
 @cache
-def _training_split(split: PretrainSettings) -> ImageStore | InputError:
-    """A published training split, or why it cannot be had: it is looked for once."""
+def _training_split(split: PretrainSettings) -> ImageStore | NotDownloaded:
+    """A training split, or why it cannot be downloaded: that is tried once.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return load_split(split, "train", "cpu")
-    except InputError as error:
+    except NotDownloaded as error:
         return error
 
 

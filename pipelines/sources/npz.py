@@ -26,6 +26,10 @@ SIZES = (28, 64, 128, 224)
 _log = logging.getLogger("amimv")
 
 
+class NotDownloaded(InputError):
+    """A published file is not here, and could not be downloaded."""
+
+
 class Arrays(NamedTuple):
     """What a file holds of a split: images ``(N, H, W, C)``, and labels ``int64`` and groups where there are any; and
     which splits it has."""
@@ -91,7 +95,7 @@ def _medmnist_file(name: str, size: int, root: str | Path | None) -> Path:
             data_set(split="train", download=True, root=str(folder), size=size)
         except (RuntimeError, OSError, ValueError) as error:
             url = _medmnist_info()[name][f"url{_suffix(size)}"]
-            raise InputError(
+            raise NotDownloaded(
                 f"{path} is missing and could not be downloaded: fetch {url} into {folder}, "
                 "or set root or AMIMV_DATA to a folder that has it"
             ) from error

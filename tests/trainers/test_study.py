@@ -12,6 +12,7 @@ import torch
 
 from amimv import InputError
 from amimv.pipelines import largest_total, load_store, long_tail
+from amimv.pipelines.sources.npz import NotDownloaded
 from amimv.trainers import study
 from amimv.trainers.layers import CONFIGS, RECIPE_ALIASES, resolve
 from amimv.trainers.length import with_views_as_steps
@@ -309,7 +310,7 @@ def test_a_set_that_cannot_be_downloaded_leaves_the_others(tmp_path: Path, monke
     def load(settings: PretrainSettings, split: str, device: torch.device | str) -> object:
         asked.append(settings.data)
         if settings.data == "bloodmnist":
-            raise InputError("bloodmnist.npz is missing and could not be downloaded")
+            raise NotDownloaded("bloodmnist.npz is missing and could not be downloaded")
         return real(settings, split, device)
 
     monkeypatch.setattr(study, "load_split", load)
@@ -319,3 +320,15 @@ def test_a_set_that_cannot_be_downloaded_leaves_the_others(tmp_path: Path, monke
     assert problems == {("phantom", False), ("bloodmnist", True)}
     assert asked.count("bloodmnist") == 1
     study._training_split.cache_clear()
+
+
+def test_a_published_set_that_is_read_wrongly_is_refused(
+    tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMIMV_DATA", str(real_data))
+    (tmp_path / "groups.csv").write_text("split,index,lesion\ntrain,0,a\n")
+    for groups, message in (("missing.csv", "there is no file"), ("groups.csv", "has 1 rows of train")):
+        text = f"grids: {{a: {{data: retinamnist, steps: 2, groups: '{tmp_path}/{groups}:lesion'}}}}"
+        with pytest.raises(InputError, match=f"grid a: .*{message}") as caught:
+            cells_of(text, tmp_path)
+        assert "\n" not in str(caught.value)
