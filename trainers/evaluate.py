@@ -1,7 +1,8 @@
 """Evaluate a finished run again: ``python trainers/evaluate.py runs/NAME``. Rewrites the run's ``results.csv``.
 
 With ``--data OTHER`` the run's backbone is evaluated on data that it was not trained on, beside the baselines of these
-data; results and predictions are in ``runs/NAME/evaluations/OTHER``, and the run's own stay as they are.
+data; results and predictions are in ``runs/NAME/evaluations/OTHER`` (with size, long tail, split and seeds where they
+are given), and the run's own stay as they are.
 """
 
 import logging
@@ -69,7 +70,7 @@ def evaluate_other(folder: Path, run: PretrainSettings, given: DataSettings) -> 
     from amimv.trainers.evaluation.run import evaluate_elsewhere
     from amimv.trainers.initial import check_start
     from amimv.trainers.other_data import as_taken, load_taken, normalised_as_trained
-    from amimv.trainers.run_folder import lock_run, name_data
+    from amimv.trainers.run_folder import lock_run, name_data, name_evaluation
 
     backbone, spec = load_backbone(folder / "backbone", best_device())
     theirs = {field.name: getattr(given, field.name) for field in fields(DataSettings)}
@@ -82,7 +83,7 @@ def evaluate_other(folder: Path, run: PretrainSettings, given: DataSettings) -> 
     splits = Splits.of(subset.store, load_held_out(settings, subset.store, evaluate=True))
     spec = normalised_as_trained(spec, splits.train, given.value_range is not None)
     check_start(settings, spec, folder, again=True)
-    place = folder / "evaluations" / name_data(settings)
+    place = folder / "evaluations" / name_evaluation(settings)
     with lock_run(place):
         sources = {name: "flag" if name in theirs else "run" for name in vars(settings)}
         with replacing(place / "config.yaml") as file:

@@ -60,11 +60,20 @@ def default_name(settings: PretrainSettings) -> str:
 def name_data(settings: PretrainSettings) -> str:
     """The training images, for names of files: the data set, its size, whether it is split anew, its long tail."""
     s = settings
-    data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (None, 28) else "") + "-resplit" * s.resplit
+    data = _file_name(s.data) + (f"-{s.size}px" if s.size not in (None, 28) else "")
+    data += "-resplit" if s.resplit else ""
     rho = f"{s.rho:g}" if float(f"{s.rho:g}") == s.rho else repr(s.rho)
     tail = "-natural" if s.profile == "natural" else f"-rho{rho.replace('+', '')}" if s.rho != 1 or s.total else ""
     tail += f"-n{s.total}" if s.total else ""
     return f"{data}{tail}" + ("-indices" if s.indices else "")
+
+
+def name_evaluation(settings: PretrainSettings) -> str:
+    """`name_data`, with what does not stand in a run's name: the seed of the data, the shares and seed of a split."""
+    s = settings
+    seed = f"-dataseed{s.data_seed}" if s.data_seed else ""
+    split = f"-split-{'-'.join(map(str, s.split))}-seed{s.split_seed}" if s.split else ""
+    return name_data(s) + seed + split
 
 
 def _file_name(data: str) -> str:

@@ -21,7 +21,7 @@ from amimv.tools.embed import embed
 from amimv.trainers.commands import EvaluateSettings
 from amimv.trainers.data_settings import DataSettings
 from amimv.trainers.evaluate import evaluate
-from amimv.trainers.run_folder import default_name
+from amimv.trainers.run_folder import default_name, name_evaluation
 from amimv.trainers.settings import PretrainSettings
 from amimv.trainers.study import read_study
 
@@ -70,13 +70,13 @@ def test_a_run_is_cut_anew_recorded_and_evaluated_again(
     assert {split: one["images"] for split, one in record.items()} == {"train": 72, "val": 24, "test": 24}
     results = rows_of("runs/run")
     evaluate(EvaluateSettings("runs/run"))
-    assert rows_of("runs/run") == [row | {"rankme_embeddings": ""} for row in results]  # the projector is gone
+    assert rows_of("runs/run") == results
     capsys.readouterr()
     assert pretrain_here("--data", data, *ANEW[:-1], "--no-resplit", *SHORT, "--name", "run", "--resume", "auto") == 2
     assert "was run with resplit True, not False" in capsys.readouterr().err
 
     evaluate(EvaluateSettings("runs/run", other=replace(shown_as(DataSettings)(data=""), **vars(anew(data)))))
-    assert {row["n_train"] for row in rows_of("runs/run/evaluations/own-resplit")} == {"72"}
+    assert {row["n_train"] for row in rows_of("runs/run/evaluations/own-resplit-split-0.6-0.2-0.2-seed0")} == {"72"}
     embed(EmbedSettings("runs/run", "features.npz", images=anew(data), predict="knn"))
     with np.load("features.npz") as columns:
         for split in SPLITS:
@@ -116,6 +116,16 @@ def test_a_study_tells_the_splits_apart(data: str, tmp_path: Path) -> None:
     Path("study.yaml").write_text(text.replace("split: [0.6, 0.2, 0.2], resplit: yes", "resplit: yes"))
     with pytest.raises(InputError, match=r"grid all: resplit joins the splits of the data, but nothing cuts them"):
         read_study(Path("study.yaml"))
+
+
+def test_evaluations_on_other_images_have_folders_of_their_own(data: str) -> None:
+    cut: dict[str, Any] = {"split": (0.6, 0.2, 0.2)}
+    others: list[dict[str, Any]] = [{}, {"data_seed": 1}, cut, cut | {"split_seed": 1}, cut | {"resplit": True}]
+    others += [{"split": (0.5, 0.25, 0.25)}, {"rho": 9.0}, cut | {"rho": 9.0, "data_seed": 1}]
+    names = [name_evaluation(PretrainSettings(data=data, steps=1, **one)) for one in others]
+    assert len(set(names)) == len(names)
+    assert names[0] == "own"
+    assert names[-1] == "own-rho9-dataseed1-split-0.6-0.2-0.2-seed0"
 
 
 def test_names_of_other_runs_stay(data: str) -> None:

@@ -3,7 +3,9 @@
 import csv
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isclose
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -172,6 +174,19 @@ def write_results(rows: list[dict[str, Any]], path: Path | str) -> None:
         writer = csv.DictWriter(file, dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def rank_of_embeddings(path: Path, rankme: float) -> float | None:
+    """The ``rankme_embeddings`` that a ``results.csv`` has of features of this ``rankme``; None if it has none.
+
+    The number may differ in its last digits: another device adds up in another order.
+    """
+    with suppress(FileNotFoundError, ValueError, csv.Error), path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            known, wanted = row.get("rankme"), row.get("rankme_embeddings")
+            if known and wanted and isclose(float(known), rankme, rel_tol=1e-3):
+                return float(wanted)
+    return None
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:

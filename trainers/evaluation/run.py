@@ -31,6 +31,7 @@ from amimv.trainers.evaluation.results import (
     kind_of,
     majority,
     print_table,
+    rank_of_embeddings,
     result_row,
     write_results,
 )
@@ -197,7 +198,7 @@ def evaluate_run(
 ) -> float:
     """Judge the backbone that a run exported: ``results.csv`` and ``predictions.npz`` in its folder, and the table on
     the console. Without pre-training (``baselines`` is "only") the baselines alone. ``projector`` is as for
-    `judge`.
+    `judge`; without it, since no run exports it, what the folder's ``results.csv`` has of it stays.
 
     Returns:
         Seconds that it took.
@@ -209,6 +210,10 @@ def evaluate_run(
         backbone, spec = load_backbone(folder / "backbone", splits.train.device)
     check_start(settings, spec, folder, again=True)
     rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name, projector=projector)
+    for row in rows if projector is None else ():
+        if row["features"] == "pretrained" and row["rankme"] != "":
+            known = rank_of_embeddings(folder / "results.csv", row["rankme"])
+            row["rankme_embeddings"] = "" if known is None else known
     _write(rows, arrays, folder)
     print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
     return time.perf_counter() - started

@@ -23,7 +23,7 @@ from amimv.tools.report import pack
 from amimv.tools.report_page.runs import read_study
 from amimv.trainers.data import Splits, backbone_spec
 from amimv.trainers.evaluate import EvaluateSettings, evaluate
-from amimv.trainers.evaluation import cluster_knn, extract_features, judge_without_labels, rankme
+from amimv.trainers.evaluation import cluster_knn, extract_features, judge_without_labels, rankme, write_results
 from amimv.trainers.evaluation import without_labels as module
 from amimv.trainers.evaluation.run import evaluate_features
 from amimv.trainers.layers import resolve
@@ -193,9 +193,13 @@ def test_a_run_records_them(
         found = read_study([Path(source)]).rows
         for name in SCORES:
             assert list(found[name]) == [float(row[name]) for row in first]
-    # Without the projector, which is not exported, again.
+    # Again, without the projector, which is not exported: what it said stays, unless it was of other features.
     evaluate(EvaluateSettings(str(run)))
-    assert read() == [row | {"rankme_embeddings": ""} for row in first]
+    assert read() == first
+    for name, value in (("rankme", "99.0"), ("rankme_embeddings", ""), ("rankme", "torn")):
+        write_results([row | {name: value} for row in first], run / "results.csv")
+        evaluate(EvaluateSettings(str(run)))
+        assert read() == [row | {"rankme_embeddings": ""} for row in first]
 
 
 def test_a_run_without_any_label_records_them_beside_its_versions(
