@@ -21,7 +21,7 @@ def split_indices(
     """Split images into about these shares, of all and of each class; each class is in every split, no group in two.
 
     The groups (of an image each where there are none) are gone through once, those of the rarest classes (by groups)
-    first, of these the largest (up to a factor of two), else in a random order that hangs on their numbers and the
+    first, of these the largest (up to a factor of two), else in a random order that depends on their numbers and the
     seed only. Each goes where it adds least to the sum over classes of ``have ** 2 / wanted``, which is smallest when
     all splits are filled alike, but the last groups of a class go to the splits that still lack it.
 

@@ -1,4 +1,4 @@
-"""The data of a run: its training subset, and the validation and test splits as published."""
+"""The data of a run: its training subset, and the whole validation and test splits."""
 
 import logging
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ logger = logging.getLogger("amimv")
 
 @dataclass(frozen=True)
 class Subset:
-    """The training images and which ones of the published split they are (sorted ``int64`` indices)."""
+    """The training images and which ones of the training split they are (sorted ``int64`` indices)."""
 
     store: ImageStore
     indices: torch.Tensor
@@ -124,11 +124,11 @@ def load_split(
 
 
 def subset_indices(settings: PretrainSettings, store: ImageStore) -> torch.Tensor:
-    """Which images of the published training split the run's long tail (or its saved indices) keeps."""
+    """Which images of the training split the run's long tail (or its saved indices) keeps."""
     s = settings
     if s.indices:
         return load_indices(s.indices, len(store)).to(store.device)
-    if is_natural(s):  # as published: also where a class has no image, or an image several labels
+    if is_natural(s):  # as it is: also where a class has no image, or an image several labels
         return torch.arange(len(store), device=store.device)
     labels = store.known_labels("a long tail")
     return long_tail(labels, s.rho, s.profile, s.data_seed, s.total, store.n_classes)

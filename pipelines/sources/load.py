@@ -146,7 +146,8 @@ def _from_arrays(wanted: _Wanted) -> ImageStore:
     w, path = wanted, find_file(wanted.name, wanted.root) if wanted.name.endswith(".npz") else None
     title = Path(w.name).stem if path else w.name
     parts = read_parts(w.read, w.resplit, lambda split: _read_arrays(w, path, split))
-    known, groups = join_known(title, parts, [_groups(part, w, path, split) for split, part in parts.items()])
+    groups_of = [_groups(part, w, path, split, len(part.images)) for split, part in parts.items()]
+    known, groups = join_known(title, parts, groups_of)
     pixels = [part.images for part in parts.values()]
     sizes = {split: len(part.images) for split, part in parts.items()}
     del parts  # so that the images of a split can be let go once its own are taken
@@ -176,7 +177,7 @@ def _store(images: Images, known: Arrays, title: str, wanted: _Wanted, groups: T
     task = ""
     if known.labels is not None:
         task = wanted.task or known.task
-        check_task(task, known.labels.ndim == 2, len(known.class_names), title)
+        check_task(task, known.multi_label, len(known.class_names), title)
     return ImageStore.build(
         images,
         known.labels,
@@ -207,11 +208,9 @@ def _from_files(wanted: _Wanted) -> ImageStore:
     names = parts[w.read].class_names
     if w.task and not names:
         raise InputError(f"{title} has no labels, so that task {w.task!r} does not fit: leave it out")
-    known, groups = join_known(
-        title,
-        {split: _known(found) for split, found in parts.items()},
-        [_groups_of_files(found, w, folder, split) for split, found in parts.items()],
-    )
+    each = {split: _known(found) for split, found in parts.items()}
+    groups_of = [_groups(each[split], w, folder, split, len(own.paths), own.paths) for split, own in parts.items()]
+    known, groups = join_known(title, each, groups_of)
     for line in [line for found in parts.values() for line in found.remarks] if w.tells else ():
         _log.warning(line)
     if w.task:
@@ -233,14 +232,8 @@ def _known(found: Listing) -> Arrays:
     """What a listing says of images that are not read yet."""
     labels = torch.tensor(found.labels) if found.class_names else None
     task = infer_task(labels is not None and labels.ndim == 2, len(found.class_names))
-    return Arrays(torch.empty(0), labels, found.class_names, task, splits=found.splits)
-
-
-def _groups_of_files(found: Listing, wanted: _Wanted, folder: Path, split: str) -> Tensor | None:
-    """The groups that were asked for, or those in the table."""
-    if wanted.groups:
-        return _read_groups(wanted.groups, folder, split, len(found.paths), found.paths, wanted.tells)
-    return encode_groups(np.array(found.groups), salt=split) if found.groups else None
+    groups = np.array(found.groups) if found.groups else None
+    return Arrays(torch.empty(0), labels, found.class_names, task, groups, found.splits)
 
 
 def _in_folder(wanted: _Wanted) -> tuple[str, Path, dict[str, Listing]]:
@@ -312,22 +305,20 @@ def _of(values: Tensor | None, indices: Tensor) -> Tensor | None:
     return None if values is None else values[indices]
 
 
-def _groups(arrays: Arrays, wanted: _Wanted, path: Path | None, split: str) -> Tensor | None:
-    """The groups that were asked for, or those in the file."""
-    if wanted.groups:
-        return _read_groups(wanted.groups, path, split, len(arrays.images), None, wanted.tells)
-    return None if arrays.groups is None else encode_groups(arrays.groups, salt=split)
-
-
-def _read_groups(
-    groups: str, beside: Path | None, split: str, n: int, names: tuple[str, ...] | None, tells: bool
-) -> Tensor:
-    """Groups from "FILE.csv", "FILE.csv:COLUMN", or a column of ``NAME_index.csv`` beside the data."""
+def _groups(
+    known: Arrays, wanted: _Wanted, beside: Path | None, split: str, n: int, names: Sequence[str] | None = None
+) -> Tensor | None:
+    """The groups of a split's ``n`` images: from "FILE.csv", "FILE.csv:COLUMN", or a column of ``NAME_index.csv``
+    ``beside`` the data, whichever was asked for; otherwise those that the data have.
+    """
+    groups = wanted.groups
+    if not groups:
+        return None if known.groups is None else encode_groups(known.groups, salt=split)
     file, _, column = groups.partition(":") if ".csv" in groups else ("", "", groups)
     if not file and beside is None:
         raise InputError(f"groups is {groups!r}, but there is no file beside the data: give FILE.csv:COLUMN")
     place = user_path(file) if file else beside.with_name(f"{beside.stem}_index.csv")  # type: ignore[union-attr]
-    return read_groups(place, column or None, split, n, names, tells)
+    return read_groups(place, column or None, split, n, names, wanted.tells)
 
 
 def _unknown_name(name: str) -> str:
