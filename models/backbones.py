@@ -24,7 +24,7 @@ PLAIN_VITS = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "dei
 
 #: Name of the default: a ResNet of 0.21 M parameters that two CPU cores train in minutes.
 SMALL = "small"
-#: The default of before, of 0.31 M parameters: as `small` in exports and studies of 0.1 and 0.2.
+#: The default of before, of 0.31 M parameters: what its exports and published studies call `small`.
 SMALL_V1 = "small-v1"
 #: Beginning of a name at the hub, as timm writes it.
 HUB = "hf-hub:"

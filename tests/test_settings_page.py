@@ -42,7 +42,7 @@ CHANGED = """\
 ## Changed since 0.1.0
 
 A `config.yaml`, a study and the runs of a report that say it in the old words are read as they were meant. Flags take
-the new words only.
+the new words only. Of a `config.yaml` from before there was `resplit`, the backbone `small` is read as `small-v1`.
 
 | before | now |
 |---|---|

@@ -100,7 +100,7 @@ class MethodChoice:
 class TrainingSettings:
     """The networks' backbone and how long and by what it is trained."""
 
-    backbone: str = setting("small", "small, or any timm model", roles=(ALONE,))
+    backbone: str = setting("small", "small, small-v1 (the small of before), or any timm model", roles=(ALONE,))
     init: str = setting(
         conditions.RANDOM,
         "initial weights of the backbone: random, timm (its pretrained weights), hf-hub:NAME, local-dir:FOLDER, a "
