@@ -285,11 +285,9 @@ def test_the_supervised_reference_starts_from_the_initial_weights(judged: Path) 
 
 
 def test_an_evaluation_again_gives_the_same_and_refuses_other_weights(judged: Path) -> None:
-    first = rows_of(judged / "runs/table")
-    evaluate(EvaluateSettings("runs/table"))
-    without = {key: row | {"rankme_embeddings": ""} for key, row in first.items()}  # the projector is gone
-    assert rows_of(judged / "runs/table") == without
     before = (judged / "runs/table/results.csv").read_bytes()
+    evaluate(EvaluateSettings("runs/table"))
+    assert (judged / "runs/table/results.csv").read_bytes() == before
     weights = judged / "runs/old/backbone/model.safetensors"
     kept = weights.read_bytes()
     given = load_file(weights)
