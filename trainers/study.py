@@ -167,7 +167,7 @@ def _cells(path: Path, name: str, grid: Any, common: dict[str, Any], sets: dict[
     _refuse_own(where, axes)
     baselines = grid.get("baselines", True)
     if baselines != "only":
-        baselines = coerce("baselines", baselines, bool, where)
+        baselines = coerce("baselines", baselines, bool, where, ("yes", "no", "only"))
     cells = []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))

@@ -21,7 +21,7 @@ from amimv.tools.report_page.tables import judged
 from amimv.tools.report_page.verdicts import choose, compute_leads
 
 STUDIES = Path(__file__).parents[2] / "docs" / "study"
-ARCHIVES = ["dermatoscopy.zip", "pairs.zip"]
+ARCHIVES = ["dermatoscopy.zip"]
 #: What a method's row is told by.
 Row = tuple[str, ...]
 #: Right or wrong by (seed, draw of the labels), each ``(N,)``.

@@ -291,7 +291,7 @@ def test_the_plan_lists_every_point_with_a_command_that_makes_it(tmp_path: Path)
         ("grids: {a: {rho: null, total: common}}", "rho is None, expected float"),
         ("settings: {rho: [1, 50]}\ngrids: {a: {total: common}}", r"rho is \[1, 50\], expected float"),
         ("grids: {a: {steps: 2}, a: {steps: 3}}", "'a' is given twice, again in line 1"),
-        ("grids: {a: {baselines: alone}}", "grid a: baselines is 'alone', expected bool: yes or no"),
+        ("grids: {a: {baselines: alone}}", "grid a: baselines is 'alone', expected yes or no or only"),
         ("settings: {finetune: perhaps}\ngrids: {a: {}}", "finetune is 'perhaps', expected bool: yes or no"),
         ("grids: {a: {rho: [1, 50], profile: natural}}", "profile natural has no ratio, but rho is 50"),
         ("grids: {a: {rho: [1, 9000], total: common}}", "cannot reach this ratio: beside .* at most"),
