@@ -64,6 +64,12 @@ def select_images(images: Tensor, indices: Tensor, out: Tensor | None = None) ->
     return torch.index_select(images.view(torch.int16), 0, indices, out=out).view(torch.uint16)
 
 
+def spaced(n: int, most: int, device: torch.device | str = "cpu") -> Tensor:
+    """``int64`` places of up to ``most`` of ``n`` things, evenly spaced, in their order."""
+    count = min(n, most)
+    return torch.arange(count, device=device) * n // count
+
+
 def on_the_host(parts: Parts) -> Sequence[Tensor]:
     """The parts, brought to the host at once."""
     return parts.cpu().unbind(0) if isinstance(parts, Tensor) else [part.cpu() for part in parts]

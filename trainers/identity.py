@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amimv import InputError
 from amimv.pipelines import ImageStore
+from amimv.pipelines.images import spaced
 from amimv.pipelines.sources.encoded import READERS
 from amimv.pipelines.sources.pixels import looked_at
 
@@ -73,7 +74,7 @@ def identify(store: ImageStore, indices: Tensor | None = None) -> dict[str, Any]
 
 def _identify_files(paths: list[Path]) -> dict[str, str]:
     top = os.path.commonpath([path.parent for path in paths])
-    sample = [paths[i * len(paths) // FILES_READ] for i in range(FILES_READ)] if len(paths) > FILES_READ else paths
+    sample = [paths[i] for i in spaced(len(paths), FILES_READ).tolist()]
     with ThreadPoolExecutor(READERS) as readers:  # on a network drive each file is waited for
         sizes = readers.map(lambda path: path.stat().st_size, paths)
         listed = (f"{os.path.relpath(path, top)}\0{size}\0".encode() for path, size in zip(paths, sizes, strict=True))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from amimv.models.backbones import BackboneSpec
 from amimv.models.methods.base import Encoder, Outcome
 from amimv.pipelines import ImageStore
+from amimv.pipelines.images import spaced
 from amimv.trainers.evaluation import balanced_accuracy, extract_features, knn_probe
-from amimv.trainers.evaluation.without_labels import RANKED, embed, rankme, spaced
+from amimv.trainers.evaluation.without_labels import RANKED, embed, rankme
 
 
 def loss_value(outcome: Outcome) -> Tensor:

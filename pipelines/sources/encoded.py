@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError, first_line
-from amimv.pipelines.images import Parts, on_the_host
+from amimv.pipelines.images import Parts, on_the_host, spaced
 from amimv.pipelines.sources.dicom import is_dicom
 from amimv.pipelines.sources.image_files import LOOKED_AT, check_depth, check_header, read_header, rewrite
 from amimv.threads import local_processes, usable_cores
@@ -280,8 +280,7 @@ def inspect_files(paths: tuple[str, ...], title: str) -> tuple[torch.dtype, int,
     Raises:
         InputError: some have 16 bits and others 8, a file cannot be read, or its values are none that a store holds.
     """
-    n = len(paths)
-    chosen = [paths[i * n // min(n, LOOKED_AT)] for i in range(min(n, LOOKED_AT))]
+    chosen = [paths[i] for i in spaced(len(paths), LOOKED_AT).tolist()]
     with _threads(READERS, "read") as readers:
         headers = [read_header(file) for file in readers.map(_read_file, chosen)]
     for path, header in zip(chosen, headers, strict=True):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amimv import InputError
-from amimv.pipelines.images import Images
+from amimv.pipelines.images import Images, spaced
 
 #: Distinct values that the images of a set must have together not to be remarked on.
 FEW_LEVELS = 32
@@ -59,7 +59,7 @@ def chunk_length(shape: tuple[int, ...]) -> int:
 def looked_at(images: Images) -> Iterator[Tensor]:
     """All images, or an evenly spaced sample of at most ``SAMPLE`` of those that have to be decoded, in parts."""
     n = images.shape[0]
-    chosen = torch.arange(n) if images.decoded else torch.arange(min(n, SAMPLE)) * n // min(n, SAMPLE)
+    chosen = spaced(n, n if images.decoded else SAMPLE)
     return images.stream(chosen.split(chunk_length(images.shape)))
 
 

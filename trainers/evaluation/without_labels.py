@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from amimv.pipelines.images import spaced
 from amimv.pipelines.rng import library_seed
 from amimv.trainers.evaluation.probes import knn_scores
 
@@ -22,12 +23,6 @@ RANKED = 2048
 CLUSTERED = 2**14
 #: Neighbours of `cluster_knn`, the middle one of those that `fit_knn` chooses from.
 NEIGHBOURS = 20
-
-
-def spaced(n: int, most: int, device: torch.device | str = "cpu") -> Tensor:
-    """``int64`` places of up to ``most`` of ``n`` things, evenly spaced."""
-    count = min(n, most)
-    return torch.arange(count, device=device) * n // count
 
 
 def rankme(embeddings: Tensor, eps: float = 1e-7) -> float:
