@@ -21,7 +21,7 @@ from amimv.tools.report_page.tables import judged
 from amimv.tools.report_page.verdicts import choose, compute_leads
 
 STUDIES = Path(__file__).parents[2] / "docs" / "study"
-ARCHIVES = ["dermatoscopy.zip"]
+ARCHIVES = ["dermatoscopy.zip", "pairs.zip"]
 #: What a method's row is told by.
 Row = tuple[str, ...]
 #: Right or wrong by (seed, draw of the labels), each ``(N,)``.
@@ -73,6 +73,7 @@ def interval(labels: np.ndarray, a: Answers, b: Answers) -> tuple[float, float, 
     return difference, difference - reach, difference + reach
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_published_intervals_are_those_of_the_stored_predictions(name: str) -> None:
     """Differences to rounding; ends within what 10,000 resamples and a skewed distribution are off by."""
