@@ -200,7 +200,7 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     for name in ("features", "probe", "labels"):
         table.add_column(name, no_wrap=True)
     for name in shown:
-        header = LEAK_FREE if name == UNLEAKED else name.replace("_", " ")
+        header = LEAK_FREE if name == UNLEAKED else name.replace("_", "\n")
         table.add_column(header, justify="right", no_wrap=name in shown[: 1 + apart])
     names = {"random": "random initialisation", "majority": "majority class"}
     draws: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
