@@ -76,7 +76,8 @@ def interval(labels: np.ndarray, a: Answers, b: Answers) -> tuple[float, float, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_published_intervals_are_those_of_the_stored_predictions(name: str) -> None:
-    """Differences to rounding; ends within what 10,000 resamples and a skewed distribution are off by."""
+    """Differences to rounding; ends within what resamples of two or three seeds are off by: a tenth
+    of the width."""
     labels, answers = read_answers(STUDIES / name, "linear")
     study = read_study([STUDIES / name], pool_grids=True)
     compared = 0
@@ -92,6 +93,7 @@ def test_published_intervals_are_those_of_the_stored_predictions(name: str) -> N
             if keys[other] in ours:
                 plain = interval(labels, ours[keys[reference]], ours[keys[other]])
                 assert lead.difference == pytest.approx(plain[0], abs=1e-9)
-                assert (lead.low, lead.high) == pytest.approx(plain[1:], abs=0.006)
+                few_levels = 0.002 + 0.1 * (plain[2] - plain[1])
+                assert (lead.low, lead.high) == pytest.approx(plain[1:], abs=few_levels)
                 compared += 1
     assert compared >= 12

@@ -191,7 +191,7 @@ def predictions_of(archive: zipfile.ZipFile, row: Any) -> tuple[np.ndarray, np.n
 def test_published_verdicts_are_those_of_another_computation() -> None:
     """Choices from the CSV beside the archive, predictions from its files, and a bootstrap by image."""
     table = pd.read_csv(PUBLISHED / "dermatoscopy.csv", keep_default_na=False)
-    study, text = read_study([PUBLISHED / "dermatoscopy.zip"], True), (PUBLISHED / "README.md").read_text()
+    study, text = read_study([PUBLISHED / "dermatoscopy.zip"], True), (PUBLISHED / "before.md").read_text()
     names = {"supervised from scratch": "training from scratch", "raw pixels": "raw pixels"}
     names |= {"simclr on two-view": "SimCLR", "vicreg on two-view": "VICReg"}
     names |= {f"mimv on amimv-{name}": f"MIMV on amimv-{name}" for name in ("strength", "views")}
@@ -577,7 +577,7 @@ def test_packed_predictions_are_exact_and_projections_near(tmp_path: Path) -> No
 
 def test_published_files_are_few_and_small_and_links_to_them_lead_somewhere() -> None:
     archives = {path.stem for path in PUBLISHED.glob("*.zip")}
-    files = {"README.md", *(f"{name}.{kind}" for name in archives for kind in ("zip", "csv"))}
+    files = {"README.md", "before.md", *(f"{name}.{kind}" for name in archives for kind in ("zip", "csv"))}
     assert {path.name for path in PUBLISHED.iterdir()} == files
     assert sum(path.stat().st_size for path in PUBLISHED.iterdir()) < 2**22
     for page in (*PUBLISHED.parent.rglob("*.md"), *PUBLISHED.parents[1].glob("*.md")):
