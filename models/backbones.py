@@ -76,17 +76,23 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
 def _small(channels: int) -> nn.Module:
     """Maps of 14, 14, 7 and 4 a side from 28 pixels, the last of 128 channels: how it was chosen is told in
     docs/backbones.md."""
-    small = ResNet(BasicBlock, (1, 1, 1), 0, channels, stem_type="deep", stem_width=8, channels=(16, 32, 128))
+    small = _narrow_resnet(channels, (16, 32, 128))
     small.conv1 = nn.Conv2d(channels, 16, 3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(small.conv1.weight, mode="fan_out", nonlinearity="relu")
-    small.maxpool, small.layer4 = nn.Identity(), nn.Identity()
+    small.layer4 = nn.Identity()
     return small
 
 
 def _small_v1(channels: int) -> nn.Module:
-    small = ResNet(BasicBlock, (1, 1, 1, 1), 0, channels, stem_type="deep", stem_width=8, channels=(16, 32, 64, 128))
-    small.maxpool = nn.Identity()
-    return small
+    return _narrow_resnet(channels, (16, 32, 64, 128))
+
+
+def _narrow_resnet(channels: int, widths: tuple[int, ...]) -> ResNet:
+    """A stage of one block for each width, behind three convolutions without max-pooling."""
+    blocks = (1,) * len(widths)
+    network = ResNet(BasicBlock, blocks, 0, channels, stem_type="deep", stem_width=8, channels=widths)
+    network.maxpool = nn.Identity()
+    return network
 
 
 #: Networks that are not timm's by a name, from the images' channels.

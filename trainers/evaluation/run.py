@@ -210,9 +210,10 @@ def evaluate_run(
         backbone, spec = load_backbone(folder / "backbone", splits.train.device)
     check_start(settings, spec, folder, again=True)
     rows, arrays = evaluate_features(settings, splits, spec, backbone, revision(), folder.name, projector=projector)
-    for row in rows if projector is None else ():
-        if row["features"] == "pretrained" and row["rankme"] != "":
-            known = rank_of_embeddings(folder / "results.csv", row["rankme"])
+    own = [row for row in rows if row["features"] == "pretrained" and row["rankme"] != ""]
+    if own and projector is None:
+        known = rank_of_embeddings(folder / "results.csv", own[0]["rankme"])  # the same in every row of theirs
+        for row in own:
             row["rankme_embeddings"] = "" if known is None else known
     _write(rows, arrays, folder)
     print_table(rows, f"{describe_run(settings, splits.train)}, {splits.train.task}, test split, %")
